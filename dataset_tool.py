@@ -1,0 +1,95 @@
+"""Convert images from where they are published into the dataset zip that training reads."""
+
+import re
+
+import click
+
+from dataset_utils.convert import describe, write_dataset
+from dataset_utils.sources import open_source
+from dataset_utils.transforms import MODES, make_transform
+from dnnlib.cli import report_errors
+
+
+class Resolution(click.ParamType):
+    """Command-line type of ``WIDTHxHEIGHT`` or ``WIDTH,HEIGHT``."""
+
+    name = "WxH"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,5})[x,](\d{1,5})", value, flags=re.ASCII)
+        if not match:
+            self.fail(f'"{value}" is no resolution; write for example 32x32.', param, ctx)
+        return int(match[1]), int(match[2])
+
+
+@click.command()
+@click.option("--source", metavar="PATH", type=str, required=True, help="Where the images are; see above.")
+@click.option("--dest", metavar="PATH", type=str, required=True, help="Zip (.zip) or folder to write.")
+@click.option("--max-images", metavar="INT", type=click.IntRange(min=1), help="Take the first so many images.")
+@click.option("--transform", type=click.Choice(MODES), help="Crop before scaling; needs --resolution.")
+@click.option("--resolution", type=Resolution(), help="Size to scale to, in pixels, for example 32x32.")
+@click.option(
+    "--workers", metavar="INT", type=click.IntRange(1, 256), default=1, show_default=True,
+    help="Threads that decode, scale and encode.",
+)  # fmt: skip
+@report_errors
+def main(
+    source: str,
+    dest: str,
+    max_images: int | None,
+    transform: str | None,
+    resolution: tuple[int, int] | None,
+    workers: int,
+) -> None:
+    """Convert images into a dataset: a zip or folder of equal square PNGs with class labels.
+
+    What --source is follows from its name:
+
+    \b
+    digits                        scikit-learn's 1797 handwritten digits, 8x8
+    *.tar.gz                      CIFAR-10, cifar-10-python.tar.gz
+    *-images-idx3-ubyte.gz        MNIST, Fashion-MNIST; labels beside it;
+                                  28x28 is padded with black to 32x32
+    *_lmdb/                       LSUN category
+    *.txt                         one image path per line
+    *.zip                         all images in the zip
+    any other folder              all images in it and its subfolders
+
+    \b
+    Examples:
+      python dataset_tool.py --source=digits --dest=datasets/digits.zip
+      python dataset_tool.py --source=cifar-10-python.tar.gz \\
+          --dest=datasets/cifar10-16x16.zip --resolution=16x16
+      python dataset_tool.py --source=train-images-idx3-ubyte.gz \\
+          --dest=datasets/mnist.zip --max-images=1000
+      python dataset_tool.py --source=lsun/cat_lmdb --dest=datasets/lsun-cat.zip \\
+          --transform=center-crop-wide --resolution=512x384 --workers=4
+      python dataset_tool.py --source=imagenet-dogs.txt --dest=datasets/dogs.zip \\
+          --transform=center-crop --resolution=32x32
+      python dataset_tool.py --source=photos/ --dest=datasets/photos.zip \\
+          --transform=center-crop --resolution=64x64
+      python dataset_tool.py --source=datasets/photos.zip --dest=datasets/photos-8.zip \\
+          --resolution=8x8
+
+    Images must come out square, all of one size that is a power of two, and all gray or all RGB; 8 bits
+    per channel, no transparency. --resolution scales with a Lanczos filter. --transform=center-crop first
+    cuts the largest square out of the middle. center-crop-wide cuts a strip out of the middle, scales it
+    to WxH and lays it on a black square of side W; images that are too small are dropped, and their
+    numbers are missing in the names. Both make RGB of gray.
+
+    Labels come with the source. For a folder or zip they stand in its dataset.json,
+    {"labels": [["00000/img00000000.png", 6], ...]}, or, if there is no such file, follow from the
+    top-level folders in the order of their names. They are written only if every image has one.
+
+    An existing zip is replaced, an existing folder must be empty. After an error nothing is left behind.
+    """
+    transform_image = make_transform(transform, resolution)
+    with open_source(source, max_images) as images:
+        archive = write_dataset(images, dest, transform=transform_image, workers=workers)
+        dropped = len(images) - len(archive.names)
+    too_small = f" {dropped} too small and dropped." if dropped else ""
+    click.echo(f'Wrote {describe(archive)}, to "{dest}".{too_small}')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Step I: readers of image sources and the writer of dataset archives."""

@@ -1,0 +1,263 @@
+"""Images and labels as they lie in files: one decoder, one encoder, one view of a folder or zip of images."""
+
+import io
+import json
+import os
+import reprlib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+Label = int | list[float]
+
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format whose decoder starts programs
+_EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_MAX_MEMBER = 1 << 30  # bytes of one unpacked zip member: a small zip cannot fill the memory
+_MAX_LABEL = (1 << 31) - 1
+
+
+# ----------------------------------------------------------------------------
+# One image.
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decode an image file.
+
+    Gray stays gray, bilevel becomes gray, palette, CMYK and YCbCr become RGB; metadata such as the EXIF
+    orientation is ignored. The pixel count is limited by `PIL.Image.MAX_IMAGE_PIXELS`.
+
+    Parameters
+    ----------
+    data : content of the file
+    name : what error messages call it
+
+    Returns
+    -------
+    uint8 [height, width] for gray or [height, width, 3] for RGB
+
+    Raises
+    ------
+    ValueError
+        If the data are no image, damaged or too large, or have transparency, 16 bits per channel or several
+        frames.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            refusal = _refusal(image)
+            if refusal is None:
+                target = {"1": "L", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}.get(image.mode)
+                return np.array(image.convert(target) if target else image)
+    except PIL.UnidentifiedImageError:
+        refusal = f"is not an image of a known format ({', '.join(_FORMATS)})"
+    except PIL.Image.DecompressionBombError as err:
+        refusal = f"is too large ({err})"
+    except Exception as err:  # on damaged data the decoders raise errors of many kinds
+        refusal = f"cannot be decoded ({err})"
+    raise ValueError(f'"{name}" {refusal}.')
+
+
+def _refusal(image: PIL.Image.Image) -> str | None:
+    """Why `decode_image` does not take this image, or None."""
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photo followed by its preview
+        return f"has {image.n_frames} frames; save the frames as single images"
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (image.mode == "P" and "transparency" in image.info):
+        return "has transparency (an alpha channel); save it as gray or RGB without"
+    if image.mode.startswith(("I", "F")) or (image.format in ("PNG", "TIFF") and ";16" in str(image.tile)):
+        return "has more than 8 bits per channel; save it with 8"
+    if image.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
+        return f"is stored in the mode {image.mode}; save it as gray or RGB"
+    return None
+
+
+def encode_png(image: np.ndarray, compress_level: int = 0) -> bytes:
+    """Encode uint8 [height, width] or [height, width, 1 or 3] as PNG; level 0 does not compress, 9 most."""
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, format="png", compress_level=compress_level)
+    return buffer.getvalue()
+
+
+# ----------------------------------------------------------------------------
+# Labels.
+
+
+def label_array(labels: Sequence[Label], where: str) -> np.ndarray:
+    """Turn labels as `dataset.json` holds them into one array.
+
+    Parameters
+    ----------
+    labels : all whole numbers, or all vectors of one length
+    where : what error messages call their origin
+
+    Returns
+    -------
+    int64 [N] or float32 [N, length]
+
+    Raises
+    ------
+    ValueError
+        If a label is negative, of another kind than the rest, or not a finite number.
+    """
+    if all(type(label) is int for label in labels):
+        for label in labels:
+            if not 0 <= label <= _MAX_LABEL:
+                raise ValueError(f"{where} holds the label {label}; labels lie between 0 and {_MAX_LABEL}.")
+        return np.array(labels, dtype=np.int64)
+    for label in labels:
+        if not isinstance(label, list) or len(label) == 0 or not all(type(v) in (int, float) for v in label):
+            kind = "labels are all whole numbers or all non-empty lists of numbers"
+            raise ValueError(f"{where} holds the label {reprlib.repr(label)}, but {kind}.")
+        if len(label) != len(labels[0]):
+            raise ValueError(f"{where} holds label vectors of different length, {len(labels[0])} and {len(label)}.")
+        if not all(abs(v) <= np.finfo(np.float32).max for v in label):  # false for NaN, too
+            raise ValueError(f"{where} holds the label {reprlib.repr(label)}, which is no finite float32 vector.")
+    return np.array(labels, dtype=np.float32)
+
+
+# ----------------------------------------------------------------------------
+# A folder or zip of images.
+
+
+class ImageFiles:
+    """The images and the `dataset.json` of a folder (searched recursively) or of a zip; nothing is extracted.
+
+    Images are known by their extension; names that begin with a dot are left out. Objects can be pickled
+    and used after a fork: every process opens the zip for itself.
+
+    Parameters
+    ----------
+    path : folder or zip
+
+    Attributes
+    ----------
+    names : list of str
+        Relative paths with forward slashes, sorted as text.
+    has_metadata : bool
+        Whether there is a `dataset.json`.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is nothing at `path`, it is neither folder nor zip, or holds no images.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._zip: tuple[int, zipfile.ZipFile] | None = None  # process id, handle
+        if self.path.is_dir():
+            self._is_zip = False
+            found = [
+                os.path.relpath(os.path.join(folder, file), self.path).replace(os.sep, "/")
+                for folder, _, files in os.walk(self.path)
+                for file in files
+            ]
+        elif self.path.exists():
+            self._is_zip = True
+            found = self._zipfile().namelist()
+        else:
+            raise FileNotFoundError(f'"{self.path}" does not exist; give a folder or a zip of images.')
+        self.names = sorted(name for name in found if _is_image_name(name))
+        if not self.names:
+            self.close()
+            raise ValueError(f'"{self.path}" holds no images ({" ".join(_EXTENSIONS)}).')
+        for name, following in zip(self.names, self.names[1:]):
+            if name == following:
+                self.close()
+                raise ValueError(f'"{self.path}" holds two files of the name "{name}"; make the zip anew.')
+        self.has_metadata = "dataset.json" in found
+
+    def read(self, name: str) -> bytes:
+        """Return the content of one file.
+
+        Raises
+        ------
+        OSError, ValueError
+            If it cannot be read, or is damaged.
+        """
+        if not self._is_zip:
+            return (self.path / name).read_bytes()
+        try:
+            archive = self._zipfile()
+            size = archive.getinfo(name).file_size
+            if size > _MAX_MEMBER:
+                raise ValueError(f"it unpacks to {size} bytes, which is too large")
+            return archive.read(name)
+        except Exception as err:  # damaged, encrypted, exotic compression: errors of many kinds
+            raise ValueError(f'"{name}" in "{self.path}" cannot be read: {err}.') from err
+
+    def image(self, name: str) -> np.ndarray:
+        """Return one image, uint8 [height, width] or [height, width, 3]; see `decode_image`."""
+        return decode_image(self.read(name), f"{self.path}/{name}")
+
+    def metadata(self) -> dict[str, Any] | None:
+        """Return the content of `dataset.json`, or None where there is none.
+
+        Raises
+        ------
+        ValueError
+            If it is not a JSON object.
+        """
+        if not self.has_metadata:
+            return None
+        try:
+            content = json.loads(self.read("dataset.json"))
+        except (ValueError, RecursionError) as err:
+            raise ValueError(f'dataset.json of "{self.path}" is no valid JSON: {err}.') from err
+        if not isinstance(content, dict):
+            raise ValueError(f'dataset.json of "{self.path}" is no JSON object with the key "labels".')
+        return content
+
+    def labels(self) -> dict[str, Label] | None:
+        """Return {name: label} from `dataset.json`, or None where it is missing or says null.
+
+        Raises
+        ------
+        ValueError
+            If `dataset.json` is not of the form {"labels": [[name, label], ...] or null}. The labels
+            themselves are checked by `label_array`.
+        """
+        content = self.metadata()
+        if content is None or content.get("labels", ()) is None:
+            return None
+        pairs = content.get("labels")
+        if not isinstance(pairs, list) or not all(map(_is_name_label, pairs)):
+            form = '{"labels": [[name, label], ...]} or {"labels": null}'
+            raise ValueError(f'dataset.json of "{self.path}" is not of the form {form}.')
+        labels = dict(pairs)
+        if len(labels) < len(pairs):
+            raise ValueError(f'dataset.json of "{self.path}" gives an image more than one label.')
+        return labels
+
+    def close(self) -> None:
+        """Close the zip; reading opens it again."""
+        if self._zip is not None:
+            self._zip[1].close()
+            self._zip = None
+
+    def _zipfile(self) -> zipfile.ZipFile:
+        if self._zip is None or self._zip[0] != os.getpid():
+            try:
+                self._zip = (os.getpid(), zipfile.ZipFile(self.path))
+            except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as err:
+                raise ValueError(f'"{self.path}" is neither a folder nor a readable zip: {err}.') from err
+        return self._zip[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__, _zip=None)
+
+
+def _is_image_name(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in _EXTENSIONS and not path.name.startswith(".")
+
+
+def _is_name_label(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)

@@ -1,0 +1,79 @@
+"""EMM curves: memorization ratio over |D| from measured runs, as a table, a CSV and a figure."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from dnnlib.cli import report_errors
+from dnnlib.util import atomic_write
+from memorization.emm import CurvePoint, curve_points, differing_options, emm_estimate, find_runs, run_point
+
+COLUMNS = ("size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs")
+
+
+@click.group(context_settings={"show_default": True})
+def main() -> None:
+    """Compare measured runs over the size of their training sets."""
+
+
+@main.command()
+@click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
+@click.option("--out", metavar="FILE", default="curve.png", help="Figure; the CSV lies beside it.")
+@click.option("--level", type=float, default=0.9, help="Memorization ratio that defines EMM, 1 - epsilon.")
+@click.option("--title", metavar="TEXT", help="Title of the figure.")
+@report_errors
+def curve(runs: tuple[str, ...], out: str, level: float, title: str | None) -> None:
+    """Draw R_mem over |D| of all measured runs at or below the given folders, and estimate EMM.
+
+    A run counts with the highest ratio over its snapshots; runs of one size are pooled. EMM is the
+    largest |D| at which the ratio is still --level, interpolated in log |D|.
+
+    \b
+    Example:
+      python emm.py curve training-runs/cifar10-* --out=figures/basic.png
+    """
+    from memorization.plots import check_format, emm_curve
+
+    check_format(out)
+    found, left_out = find_runs(runs)
+    for folder, reason in left_out.items():
+        click.echo(f"Left out: {folder} ({reason}).", err=True)
+    if not found:
+        raise click.ClickException("No measured run found; train with train.py and measure with mem_ratio.py.")
+
+    measured = [run_point(run) for run in found]
+    points = curve_points(measured)
+    emm = emm_estimate([p.size for p in points], [p.ratio for p in points], level)
+    if names := differing_options(measured):
+        click.echo(f"Note: these runs differ in more than |D| and seed: {', '.join(names)}.", err=True)
+
+    print_table(points)
+    click.echo(str(emm))
+    table = Path(out).with_suffix(".csv")
+    write_csv(points, table)
+    emm_curve(points, out, emm=emm, title=title)
+    click.echo(f"Figure: {out}\nTable:  {table}")
+
+
+def print_table(points: Sequence[CurvePoint]) -> None:
+    click.echo(f"{'|D|':>8} {'epochs':>10} {'R_mem %':>9}  {'95 % interval':<16} {'runs':>4}")
+    for p in points:
+        low, high = p.interval
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+        click.echo(f"{p.size:>8} {p.epochs:>10.0f} {100 * p.ratio:>9.2f}  {interval:<16} {p.runs:>4}")
+
+
+def write_csv(points: Sequence[CurvePoint], path: Path) -> None:
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for p in points:
+            writer.writerow(
+                [p.size, p.epochs, p.ratio, *p.interval, p.num_memorized, p.num_samples, p.runs]
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From generated images to a verdict: nearest neighbours, ratio, EMM, figures."""

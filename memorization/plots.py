@@ -1,0 +1,176 @@
+"""Figures: the EMM curve over |D|, and generated images above their nearest training images."""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure  # without pyplot: no backend, no global state, nothing to close
+from matplotlib.patches import Rectangle
+
+from dnnlib.util import atomic_write
+from memorization.emm import CurvePoint, Emm
+from memorization.ratio import memorized
+
+_BLUE, _RED, _GREY = "#1f5fa8", "#c8372d", "#6e6e6e"
+
+
+def emm_curve(
+    points: Sequence[CurvePoint],
+    path: str | os.PathLike,
+    *,
+    emm: Emm | None = None,  # marked where it lies
+    title: str | None = None,
+) -> None:
+    """Draw R_mem in % over |D| on a logarithmic axis, with 95 % intervals, the level and EMM.
+
+    The suffix of `path` chooses the format (png, pdf, svg, ...); the file appears complete or not at all.
+
+    Raises
+    ------
+    ValueError
+        If there are no points, or the suffix is no format that can be drawn.
+    """
+    if not points:
+        raise ValueError("There are no points to draw; measure at least one run first.")
+    check_format(path)
+    sizes = np.array([p.size for p in points], dtype=float)
+    ratio = 100 * np.array([p.ratio for p in points])
+    error = np.abs(100 * np.array([p.interval for p in points]).T - ratio)  # [2, points], downwards and upwards
+
+    fig = Figure(figsize=(5.2, 3.6), dpi=200, layout="constrained")
+    ax = fig.subplots()
+    ax.errorbar(
+        sizes, ratio, yerr=error, color=_BLUE, marker="o", markersize=5, linewidth=1.6, capsize=3, elinewidth=1.2
+    )  # fmt: skip
+    ax.set_xscale("log")
+    low, high = sizes.min(), sizes.max()
+    margin = (high / low) ** 0.06 if high > low else 1.5
+    ax.set_xlim(low / margin, high * margin)
+    ax.set_xticks(_readable_ticks(sizes), [_format_size(s) for s in _readable_ticks(sizes)])
+    ax.minorticks_off()
+    ax.set_ylim(-3, 105)
+    ax.set_xlabel("number of training images |D|")
+    ax.set_ylabel(r"memorization ratio $\mathcal{R}_\mathrm{mem}$ (%)")
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    if emm is not None:
+        level = 100 * emm.level
+        ax.axhline(level, color=_GREY, linestyle="--", linewidth=1)
+        if emm.verdict == "at":
+            ax.plot([emm.size] * 2, [-3, level], color=_RED, linestyle=":", linewidth=1.4)
+            ax.plot(emm.size, level, color=_RED, marker="D", markersize=6, markeredgecolor="white", zorder=4)
+        ax.set_title(str(emm), loc="right", color=_RED, fontsize=10)
+    if title:
+        fig.suptitle(title, fontsize=11)
+    _save(fig, path)
+
+
+def neighbour_grid(
+    generated: np.ndarray,  # uint8 [n, C, H, W]
+    neighbours: np.ndarray,  # uint8 [n, C, H, W], nearest training image of each
+    path: str | os.PathLike,
+    *,
+    distance: np.ndarray,  # float [n, 2], to the two nearest training images
+    columns: int = 16,
+    title: str | None = None,
+) -> None:
+    """Draw generated images, each above its nearest training image, sorted by d1/d2.
+
+    Memorized ones are framed; the number below a pair is d1/d2. Small images are enlarged pixel by
+    pixel, without smoothing. The suffix of `path` chooses the format.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, the shapes do not fit together, or the suffix is no format.
+    """
+    distance = np.asarray(distance, dtype=np.float64)
+    if generated.ndim != 4 or generated.shape != neighbours.shape or not len(generated):
+        raise ValueError(
+            f"A grid needs as many neighbours as generated images, [n, C, H, W] with n >= 1, "
+            f"not {list(generated.shape)} and {list(neighbours.shape)}."
+        )
+    if distance.shape != (len(generated), 2):
+        raise ValueError(f"A grid needs distances [{len(generated)}, 2], not {list(distance.shape)}.")
+    check_format(path)
+    flags = memorized(distance)
+    with np.errstate(invalid="ignore"):
+        quotient = distance[:, 0] / distance[:, 1]  # NaN (0/0) sorts last
+    order = np.argsort(quotient, kind="stable")
+
+    columns = min(columns, len(order))
+    bands = -(-len(order) // columns)
+    height, width = generated.shape[2:]
+    scale = max(1, 64 // max(height, width))  # 8x8 becomes 64x64
+    cell_h, cell_w, gap, text = height * scale, width * scale, 8, 22
+    band_h = 2 * cell_h + gap // 2 + text
+    canvas = np.full((bands * band_h + (bands - 1) * gap, columns * (cell_w + gap) + gap, 3), 255, dtype=np.uint8)
+
+    # Margins, in pixels of the canvas: names of the rows left, title above.
+    left, top, bottom, dpi = 84, 34, 8, 100
+    fig_w, fig_h = canvas.shape[1] + left, canvas.shape[0] + top + bottom
+    fig_w = max(fig_w, 620)  # room for the title
+    fig = Figure(figsize=(fig_w / dpi, fig_h / dpi), dpi=dpi)
+    ax = fig.add_axes(
+        (left / fig_w, bottom / fig_h, canvas.shape[1] / fig_w, canvas.shape[0] / fig_h), xticks=[], yticks=[]
+    )
+    ax.set_axis_off()
+    for place, i in enumerate(order):
+        band, column = divmod(place, columns)
+        y, x = band * (band_h + gap), gap + column * (cell_w + gap)
+        for image, y0 in ((generated[i], y), (neighbours[i], y + cell_h + gap // 2)):
+            canvas[y0 : y0 + cell_h, x : x + cell_w] = _enlarge(image, scale)
+        if flags[i]:
+            size = (cell_w + 3, 2 * cell_h + gap // 2 + 3)
+            ax.add_patch(Rectangle((x - 2, y - 2), *size, fill=False, edgecolor=_RED, linewidth=2, clip_on=False))
+        label = "0/0" if np.isnan(quotient[i]) else f"{quotient[i]:.2f}"
+        color = _RED if flags[i] else _GREY
+        ax.text(x + cell_w / 2, y + band_h - text / 2 + 2, label, ha="center", va="center", fontsize=8, color=color)
+    ax.imshow(canvas, interpolation="nearest", extent=(-0.5, canvas.shape[1] - 0.5, canvas.shape[0] - 0.5, -0.5))
+    for band in range(bands):
+        y = band * (band_h + gap)
+        rows = [("generated", y + cell_h / 2), ("nearest", y + 1.5 * cell_h + gap // 2)]
+        for name, middle in rows + [(r"$d_1/d_2$", y + band_h - text / 2 + 2)]:
+            ax.text(0, middle, name, ha="right", va="center", fontsize=9, color="0.2")
+    caption = f"{int(flags.sum())} of {len(flags)} memorized (framed: $d_1/d_2$ < 1/3)"
+    caption = f"{title}: {caption}" if title else caption
+    fig.text((left + gap) / fig_w, 1 - top / 2 / fig_h, caption, ha="left", va="center", fontsize=10)
+    _save(fig, path)
+
+
+def check_format(path: str | os.PathLike) -> None:
+    """Raise ValueError if the suffix of `path` is no format that can be drawn."""
+    suffix = Path(path).suffix.lower().lstrip(".")
+    formats = ("png", "pdf", "svg", "jpg", "jpeg", "webp")
+    if suffix not in formats:
+        raise ValueError(f'"{path}" does not say a format for the figure; end it in one of .{", .".join(formats)}.')
+
+
+def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 [C, H, W] -> [H*scale, W*scale, 3]; grayscale becomes gray."""
+    image = np.moveaxis(image, 0, -1)
+    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _readable_ticks(sizes: np.ndarray) -> list[float]:
+    """All sizes, or as many as fit beside each other on a logarithmic axis."""
+    ticks, span = [], np.log(sizes.max() / sizes.min())
+    for size in np.sort(sizes):
+        if not ticks or np.log(size / ticks[-1]) >= 0.07 * span:
+            ticks.append(float(size))
+    return ticks
+
+
+def _format_size(size: float) -> str:
+    return f"{size / 1000:g}k" if size >= 1000 else f"{size:g}"
+
+
+def _save(fig: Figure, path: str | os.PathLike) -> None:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format=Path(path).suffix.lower().lstrip("."), dpi=fig.dpi)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())

@@ -1,0 +1,284 @@
+"""EMM: the crossing on published numbers and awkward curves, runs on disk, the table, the figure."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import emm as cli
+from memorization.emm import (
+    CurvePoint,
+    Emm,
+    curve_points,
+    differing_options,
+    emm_estimate,
+    find_runs,
+    run_point,
+)
+from memorization.plots import emm_curve, neighbour_grid
+
+
+def write_run(folder, size, memorized, n=64, *, total_nimg=None, extra=(), **options):
+    """A measured run: `memorized` holds the number of memorized images per snapshot, kimg 100, 200, ..."""
+    folder.mkdir(parents=True)
+    options = {
+        "dataset_kwargs": {"path": "x.zip", "max_size": size, "resolution": 8, "use_labels": False, "xflip": False},
+        "network_kwargs": {"model_channels": 16},
+        "total_nimg": total_nimg or 1000 * size,
+        "batch_size": 16,
+        "seed": 1,
+        **options,
+    }
+    (folder / "training_options.json").write_text(json.dumps(options))
+    records = [
+        {"kimg": 100 * i, "snapshot": f"{i}", "num_memorized": k, "num_samples": n, "seeds": f"0-{n - 1}"}
+        for i, k in enumerate(memorized, start=1)
+    ]
+    lines = [json.dumps(record) + "\n" for record in [*records, *extra]]
+    (folder / "mem_traj.jsonl").write_text("".join(lines))
+    return folder
+
+
+# ----------------------------------------------------------------------------
+# The estimate.
+
+
+def test_published_curves():
+    """CIFAR-10, basic setting: EMM lies just over 1k at 32x32, between 2k and 16k at lower resolutions."""
+    emm = emm_estimate([500, 1000, 2000, 3000, 4000, 5000], [0.99, 0.92, 0.61, 0.35, 0.17, 0.09])
+    assert emm.verdict == "at"
+    assert emm.size == pytest.approx(1000 * 2 ** (2 / 31))  # 92 -> 61 crosses 90 after 2/31 of the way
+    assert str(emm) == "EMM (90 %) ≈ 1046"
+    low = emm_estimate([1000, 2000, 4000, 8000, 16000], [1.0, 0.995, 0.95, 0.60, 0.11])
+    assert 4000 < low.size < 8000
+    lowest = emm_estimate([1000, 2000, 4000, 8000, 16000], [1.0, 0.995, 0.97, 0.895, 0.64])
+    assert low.size < lowest.size < 8000
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratios", "level", "expected"),
+    [
+        ([16, 32, 64], [1.0, 0.99, 0.95], 0.9, Emm(64, "at least", 0.9)),
+        ([16, 32, 64], [0.89, 0.5, 0.1], 0.9, Emm(16, "below", 0.9)),
+        ([16], [0.9], 0.9, Emm(16, "at least", 0.9)),  # the level itself counts
+        ([16], [0.1], 0.9, Emm(16, "below", 0.9)),
+        ([16, 32], [0.9, 0.5], 0.9, Emm(16, "at", 0.9)),
+        ([16, 64], [1.0, 0.8], 0.9, Emm(32, "at", 0.9)),  # half way in log |D|
+        ([64, 16], [0.8, 1.0], 0.9, Emm(32, "at", 0.9)),  # order does not matter
+        ([16, 64], [0.6, 0.4], 0.5, Emm(32, "at", 0.5)),
+        ([1, 2, 4, 16, 64], [1.0, 0.5, 0.7, 1.0, 0.8], 0.9, Emm(32, "at", 0.9)),  # last crossing downwards
+        ([1, 2, 4], [0.5, 0.2, 0.95], 0.9, Emm(4, "at least", 0.9)),
+        ([1, 4, 8], [0.8, 1.0, 0.8], 0.9, Emm(32**0.5, "at", 0.9)),
+    ],
+)
+def test_verdicts(sizes, ratios, level, expected):
+    emm = emm_estimate(sizes, ratios, level)
+    assert (emm.verdict, emm.level) == (expected.verdict, level)
+    assert emm.size == pytest.approx(expected.size, rel=1e-12)
+
+
+def test_wording():
+    assert str(Emm(17.3249, "at", 0.9)) == "EMM (90 %) ≈ 17.3"
+    assert str(Emm(64.0, "at least", 0.9)) == "EMM (90 %) at least 64"
+    assert str(Emm(16.0, "below", 0.955)) == "EMM (95.5 %) below 16"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratios", "level", "message"),
+    [
+        ([], [], 0.9, "at least one"),
+        ([1, 2], [0.5], 0.9, "as many ratios as sizes"),
+        ([1, 1], [0.5, 0.6], 0.9, "each once"),
+        ([0, 1], [0.5, 0.6], 0.9, "positive sizes"),
+        ([1, float("nan")], [0.5, 0.6], 0.9, "positive sizes"),
+        ([1, 2], [0.5, 60], 0.9, "between 0 and 1"),
+        ([1, 2], [0.5, float("nan")], 0.9, "between 0 and 1"),
+        ([1, 2], [1, 0.5], 90, "between 0 and 1, not 90"),
+        ([1, 2], [1, 0.5], 0, "between 0 and 1, not 0"),
+    ],
+)
+def test_bad_curves(sizes, ratios, level, message):
+    with pytest.raises(ValueError, match=message):
+        emm_estimate(sizes, ratios, level)
+
+
+# ----------------------------------------------------------------------------
+# Runs.
+
+
+def test_run_point_takes_the_highest_snapshot(tmp_path):
+    point = run_point(write_run(tmp_path / "run", 16, [10, 60, 60, 40], total_nimg=640_000))
+    assert (point.size, point.epochs, point.kimg, point.num_memorized) == (16, 40_000, 200, 60)
+    assert point.ratio == 60 / 64 and point.interval[0] < 60 / 64 < point.interval[1]
+
+
+def test_run_point_takes_the_settings_with_most_images(tmp_path):
+    trial = {"kimg": 900, "snapshot": "9", "num_memorized": 4, "num_samples": 4, "seeds": "0-3"}
+    point = run_point(write_run(tmp_path / "run", 16, [10, 20], extra=[trial]))
+    assert (point.kimg, point.num_samples) == (200, 64)
+    later = {"kimg": 300, "snapshot": "3", "num_memorized": 5, "num_samples": 64, "seeds": "64-127"}
+    point = run_point(write_run(tmp_path / "later", 16, [10, 20], extra=[later]))
+    assert (point.kimg, point.num_memorized) == (300, 5)
+
+
+def test_half_written_last_line_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run", 16, [10, 60])
+    text = (run / "mem_traj.jsonl").read_text()
+    (run / "mem_traj.jsonl").write_text(text[:-30])
+    assert run_point(run).num_memorized == 10
+
+
+def test_runs_of_one_size_are_pooled(tmp_path):
+    runs = [write_run(tmp_path / f"{i}", size, [k]) for i, (size, k) in enumerate([(32, 20), (16, 60), (16, 64)])]
+    points = curve_points(map(run_point, runs))
+    assert [(p.size, p.runs, p.num_memorized, p.num_samples) for p in points] == [(16, 2, 124, 128), (32, 1, 20, 64)]
+    assert points[0].ratio == pytest.approx(np.mean([60 / 64, 64 / 64]))
+
+
+def test_find_runs(tmp_path):
+    a = write_run(tmp_path / "all" / "a", 16, [1])
+    b = write_run(tmp_path / "all" / "deep" / "b", 16, [1])
+    unmeasured = write_run(tmp_path / "all" / "c", 16, [1])
+    (unmeasured / "mem_traj.jsonl").unlink()
+    foreign = tmp_path / "all" / "d"
+    (foreign / "knn-dist").mkdir(parents=True)
+    (foreign / "network-snapshot-000100.pkl").touch()
+    (foreign / "knn-dist" / "network-snapshot-000100.npz").touch()
+    runs, left_out = find_runs([tmp_path / "all", a])
+    assert runs == [a, b]
+    assert list(left_out) == [unmeasured, foreign]
+    assert "mem_ratio.py" in left_out[unmeasured]
+
+
+def test_differing_options(tmp_path):
+    a = run_point(write_run(tmp_path / "a", 16, [1], seed=1))
+    b = run_point(write_run(tmp_path / "b", 32, [1], seed=2))
+    c = run_point(write_run(tmp_path / "c", 32, [1], batch_size=64, network_kwargs={"model_channels": 32}))
+    assert differing_options([a, b]) == []
+    assert differing_options([a, b, c]) == ["batch_size", "network_kwargs.model_channels"]
+
+
+# ----------------------------------------------------------------------------
+# Command and figures.
+
+
+def invoke(*args):
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args])
+
+
+def test_curve_command(tmp_path):
+    for size, memorized in [(16, [30, 62]), (24, [45]), (64, [3])]:
+        write_run(tmp_path / "runs" / f"{size}", size, memorized)
+    out = tmp_path / "figures" / "curve.png"
+    result = invoke("curve", tmp_path / "runs", f"--out={out}", "--title=digits 8x8")
+    assert result.exit_code == 0, result.output
+    expected = emm_estimate([16, 24, 64], [62 / 64, 45 / 64, 3 / 64])
+    assert f"\n{expected}\n" in result.output and expected.verdict == "at"
+    assert "96.88  [89.3, 99.1]" in result.output
+    assert Image.open(out).size[0] > 500
+    with open(out.with_suffix(".csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["size"]) for row in rows] == [16, 24, 64]
+    assert float(rows[0]["ratio"]) == 62 / 64 and rows[0]["runs"] == "1"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["curve.csv", "curve.png"]
+
+
+def test_curve_reports_what_it_leaves_out(tmp_path):
+    write_run(tmp_path / "a", 16, [30])
+    (write_run(tmp_path / "b", 32, [30], batch_size=2) / "mem_traj.jsonl").unlink()
+    write_run(tmp_path / "c", 64, [30], batch_size=4)
+    result = invoke("curve", tmp_path, f"--out={tmp_path / 'c.svg'}")
+    assert result.exit_code == 0, result.output
+    assert f"Left out: {tmp_path / 'b'}" in result.output and "batch_size" in result.output
+    assert "EMM (90 %) below 16" in result.output
+
+
+def bad_options(folder):
+    (folder / "run" / "training_options.json").write_text('{"dataset_kwargs": {}}')
+
+
+def bad_json(folder):
+    (folder / "run" / "training_options.json").write_text("{")
+
+
+def bad_line(folder):
+    (folder / "run" / "mem_traj.jsonl").write_text('{"kimg": 1\n{"kimg": 2}\n')
+
+
+def no_counts(folder):
+    (folder / "run" / "mem_traj.jsonl").write_text('{"kimg": 1}\n')
+
+
+def no_records(folder):
+    (folder / "run" / "mem_traj.jsonl").write_text("")
+
+
+def nothing(folder):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("args", "damage", "message"),
+    [
+        (["missing"], nothing, "is not a folder"),
+        (["empty"], nothing, "No measured run found"),
+        (["run", "--out=curve"], nothing, "does not say a format"),
+        (["run", "--out=curve.csv"], nothing, "does not say a format"),
+        (["run", "--level=90"], nothing, "between 0 and 1, not 90"),
+        (["run"], bad_options, "dataset_kwargs.max_size"),
+        (["run"], bad_json, "dataset_kwargs.max_size"),
+        (["run"], bad_line, "Line 1 of"),
+        (["run"], no_counts, "lacks kimg, num_memorized or num_samples"),
+        (["run"], no_records, "holds no measurement"),
+        ([], nothing, "Missing argument"),
+    ],
+)
+def test_bad_commands(tmp_path, monkeypatch, args, damage, message):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", 16, [30])
+    (tmp_path / "empty").mkdir()
+    damage(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    result = invoke("curve", *args)
+    assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit)
+    assert message in result.output
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_figures(tmp_path, suffix):
+    points = [CurvePoint(16, 1.0, 60, 64, 1), CurvePoint(32, 1.0, 20, 64, 1)]
+    emm_curve(points, tmp_path / f"c.{suffix}", emm=emm_estimate([16, 32], [60 / 64, 20 / 64]))
+    images = np.zeros((3, 3, 8, 8), dtype=np.uint8)
+    neighbour_grid(images, images, tmp_path / f"g.{suffix}", distance=np.array([[0, 0], [1, 2], [1, 9]]))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_grid_shows_every_pixel(tmp_path):
+    """The enlarged pixels are those of the images, memorized pairs first."""
+    images = np.random.RandomState(0).randint(0, 256, (2, 3, 8, 8), dtype=np.uint8)
+    neighbour_grid(images, images[::-1], tmp_path / "g.png", distance=np.array([[2.0, 3.0], [1.0, 9.0]]))
+    picture = np.asarray(Image.open(tmp_path / "g.png").convert("RGB")).reshape(-1, 3).tolist()
+    colours = {tuple(colour) for colour in picture}
+    assert {tuple(colour) for colour in images.transpose(0, 2, 3, 1).reshape(-1, 3).tolist()} <= colours
+
+
+@pytest.mark.parametrize(
+    ("shape", "distance", "path", "message"),
+    [
+        ((2, 3, 8, 8), (3, 2), "g.png", "distances"),
+        ((3, 3, 8, 4), (3, 2), "g.png", "as many neighbours"),
+        ((0, 3, 8, 8), (0, 2), "g.png", "n >= 1"),
+        ((2, 3, 8, 8), (2, 2), "g.doc", "format"),
+    ],
+)
+def test_bad_grids(tmp_path, shape, distance, path, message):
+    neighbours = np.zeros((shape[0], 3, 8, 8), dtype=np.uint8)
+    with pytest.raises(ValueError, match=message):
+        neighbour_grid(
+            np.zeros(shape, dtype=np.uint8), neighbours, tmp_path / path, distance=np.ones(distance)
+        )
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""torch helpers: processes, statistics, data order."""

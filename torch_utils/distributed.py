@@ -1,0 +1,96 @@
+"""Processes and devices: everything works the same with one process and with many."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def select_device(device: str = "auto") -> torch.device:
+    """Resolve ``auto`` (CUDA where present, else CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    ValueError
+        If CUDA is asked for and not there, or the name is no device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        result = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"--device={device} is no device; use auto, cpu, cuda or cuda:N.") from None
+    if result.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device={device} is not supported; use auto, cpu, cuda or cuda:N.")
+    if result.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device={device} asks for CUDA, which is not available here; use --device=cpu.")
+        index = result.index if result.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+        if index >= torch.cuda.device_count():
+            raise ValueError(
+                f"Process {index} on this machine has no GPU of its own: {torch.cuda.device_count()} found."
+            )
+        result = torch.device("cuda", index)
+    return result
+
+
+def init(device: str = "auto") -> torch.device:
+    """Join the process group that torchrun announces (nccl on CUDA, gloo on CPU); return this rank's device.
+
+    Without torchrun, or with one process, no group is made. float32 stays float32: TF32 is off.
+    """
+    result = select_device(device)
+    if result.type == "cuda":
+        torch.cuda.set_device(result)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        backend = "nccl" if result.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, init_method="env://")
+    return result
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def get_rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def get_world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def print0(*args: Any, **kwargs: Any) -> None:
+    """Print on rank 0 only."""
+    if get_rank() == 0:
+        print(*args, **kwargs, flush=True)
+
+
+def broadcast(value: Any) -> Any:
+    """Return rank 0's `value` (anything that pickles; it never leaves this job) on every rank."""
+    if get_world_size() == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(array: np.ndarray) -> list[np.ndarray]:
+    """Return the arrays of all ranks, in rank order; their shapes may differ."""
+    if get_world_size() == 1:
+        return [array]
+    parts: list[Any] = [None] * get_world_size()
+    torch.distributed.all_gather_object(parts, array)
+    return parts

@@ -1,0 +1,1 @@
+"""Networks, losses, samplers, the optimum, and the training loop."""

@@ -1,0 +1,101 @@
+"""The one loop from seeds to uint8 images; every tool that samples uses it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnnlib.images import encode_png
+from dnnlib.util import atomic_write
+from torch_utils import distributed as dist
+from training.samplers import ABLATIONS, StackedRandomGenerator, ablation_sampler, edm_sampler
+
+
+def split_seeds(seeds: Sequence[int]) -> list[int]:
+    """This rank's share of `seeds`: every world_size-th one. Shares may differ by one and may be empty."""
+    return list(seeds[dist.get_rank() :: dist.get_world_size()])
+
+
+def check_class(net: torch.nn.Module, class_idx: int | None) -> None:
+    """Raise ValueError if `class_idx` is asked of a network that does not have that class."""
+    if class_idx is None:
+        return
+    if not net.label_dim:
+        raise ValueError("--class asks for a class, but the network is unconditional; leave it out.")
+    if not 0 <= class_idx < net.label_dim:
+        raise ValueError(f"--class={class_idx} is not one of the network's classes 0-{net.label_dim - 1}.")
+
+
+@torch.no_grad()
+def generate_images(
+    net: torch.nn.Module,
+    seeds: Sequence[int],
+    *,
+    batch: int = 64,
+    class_idx: int | None = None,
+    sampler_kwargs: dict[str, Any] | None = None,
+    device: torch.device | str | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Generate an image per seed, batch by batch: yields (seeds, images), images uint8 [b, C, H, W] on the CPU.
+
+    Latents, class and injected noise of an image come from its seed alone. Every batch is filled up to the
+    same size (by repeating its last seed), because the rounding of a network's output may depend on the
+    batch size.
+
+    Parameters
+    ----------
+    net : preconditioned network or `OptimEDM`
+    seeds : this process's share; see `split_seeds`
+    batch : images at a time
+    class_idx : class of all images; None draws one per seed, if the network is conditional
+    sampler_kwargs : arguments of `edm_sampler`; with any of solver, discretization, schedule, scaling those
+        of `ablation_sampler`. Entries that are None are left at the sampler's defaults.
+    device : where `net` lies; None = the device of its first parameter or buffer
+
+    Raises
+    ------
+    ValueError
+        If the class does not exist or sampler arguments contradict each other.
+    """
+    check_class(net, class_idx)
+    if device is None:
+        device = next((t.device for t in [*net.parameters(), *net.buffers()]), torch.device("cpu"))
+    kwargs = {key: value for key, value in (sampler_kwargs or {}).items() if value is not None}
+    sampler = ablation_sampler if kwargs.keys() & ABLATIONS.keys() else edm_sampler
+    shape = [net.img_channels, net.img_resolution, net.img_resolution]
+
+    for start in range(0, len(seeds), batch):
+        batch_seeds = [int(s) for s in seeds[start : start + batch]]
+        count = len(batch_seeds)
+        rnd = StackedRandomGenerator(device, batch_seeds + batch_seeds[-1:] * (batch - count))
+        latents = rnd.randn([batch, *shape])
+        class_labels = None
+        if net.label_dim:
+            class_labels = rnd.randint(net.label_dim, size=[batch])
+            if class_idx is not None:
+                class_labels = torch.full_like(class_labels, class_idx)
+        images = sampler(net, latents, class_labels, randn_like=rnd.randn_like, **kwargs)
+        yield batch_seeds, to_uint8(images[:count]).cpu()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] -> 0..255 as a PNG holds it (published: x * 127.5 + 128, clipped, cut); NaN becomes 0."""
+    return (images * 127.5 + 128).nan_to_num(nan=0).clip(0, 255).to(torch.uint8)
+
+
+def image_path(outdir: str | os.PathLike, seed: int, subdirs: bool) -> Path:
+    """OUTDIR/SEED.png, or OUTDIR/THOUSAND/SEED.png with a folder per 1000 seeds; six digits each."""
+    folder = Path(outdir) / f"{seed - seed % 1000:06d}" if subdirs else Path(outdir)
+    return folder / f"{seed:06d}.png"
+
+
+def save_png(image: Tensor | np.ndarray, outdir: str | os.PathLike, seed: int, subdirs: bool = False) -> Path:
+    """Write one image, uint8 [C, H, W], where `image_path` says; return the path."""
+    path = image_path(outdir, seed, subdirs)
+    with atomic_write(path) as file:
+        file.write(encode_png(np.asarray(image).transpose(1, 2, 0), compress_level=6))
+    return path

@@ -9,20 +9,23 @@ import click
 from dnnlib.cli import report_errors
 from dnnlib.util import atomic_write
 from memorization.emm import CurvePoint, curve_points, differing_options, emm_estimate, find_runs, run_point
+from memorization.plots import check_format, emm_curve
 
 COLUMNS = ("size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs")
 
 
-@click.group(context_settings={"show_default": True})
+@click.group(context_settings=dict(max_content_width=120))
 def main() -> None:
     """Compare measured runs over the size of their training sets."""
 
 
 @main.command()
 @click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
-@click.option("--out", metavar="FILE", default="curve.png", help="Figure; the CSV lies beside it.")
-@click.option("--level", type=float, default=0.9, help="Memorization ratio that defines EMM, 1 - epsilon.")
-@click.option("--title", metavar="TEXT", help="Title of the figure.")
+@click.option("--out", help="Figure; the CSV lies beside it", metavar="FILE", default="curve.png", show_default=True)
+@click.option(
+    "--level", help="Ratio that defines EMM, 1 - epsilon", metavar="FLOAT", type=float, default=0.9, show_default=True
+)
+@click.option("--title", help="Title of the figure", metavar="TEXT")
 @report_errors
 def curve(runs: tuple[str, ...], out: str, level: float, title: str | None) -> None:
     """Draw R_mem over |D| of all measured runs at or below the given folders, and estimate EMM.
@@ -30,12 +33,12 @@ def curve(runs: tuple[str, ...], out: str, level: float, title: str | None) -> N
     A run counts with the highest ratio over its snapshots; runs of one size are pooled. EMM is the
     largest |D| at which the ratio is still --level, interpolated in log |D|.
 
-    \b
     Example:
-      python emm.py curve training-runs/cifar10-* --out=figures/basic.png
-    """
-    from memorization.plots import check_format, emm_curve
 
+    \b
+    # Draw the curve of all runs in a folder
+    python emm.py curve training-runs --out=figures/basic.png
+    """
     check_format(out)
     found, left_out = find_runs(runs)
     for folder, reason in left_out.items():
@@ -70,9 +73,7 @@ def write_csv(points: Sequence[CurvePoint], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for p in points:
-            writer.writerow(
-                [p.size, p.epochs, p.ratio, *p.interval, p.num_memorized, p.num_samples, p.runs]
-            )  # fmt: skip
+            writer.writerow([p.size, p.epochs, p.ratio, *p.interval, p.num_memorized, p.num_samples, p.runs])
 
 
 if __name__ == "__main__":

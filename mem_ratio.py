@@ -1,4 +1,4 @@
-"""Memorization trajectory of a run: R_mem of each of its snapshots."""
+"""Measure the memorization ratio of all snapshots of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -8,51 +8,40 @@ import torch
 from tqdm import tqdm
 
 from dnnlib.cli import report_errors
-from memorization.ratio import measure_network
+from memorization.plots import check_format, neighbour_grid
+from memorization.ratio import Measurement, measure_network
 from memorization.trajectory import find_record, jsonl_path, make_settings, read_trajectory, write_measurement
-from torch_utils import distributed
+from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
-from training.generation import save_png
-from training.options import device_option, sampler_options, seeds_option
+from training.generation import save_png, split_seeds
+from training.options import (
+    batch_option,
+    class_option,
+    device_option,
+    sampler_options,
+    seeds_option,
+    subdirs_option,
+)
 from training.snapshot import list_snapshots, load_network
 
 GRID_SEEDS = 32
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--expdir", metavar="DIR", required=True, help="Run folder with the snapshots.")
-@click.option("--knn-ref", metavar="ZIP|DIR", required=True, help="Training images to compare with.")
-@click.option("--log", metavar="FILE", help="Log file; the other results lie beside it. [default: EXPDIR/mem_traj.log]")
-@seeds_option
-@click.option("--class", "class_idx", type=int, metavar="INT", help="Class label. [default: random]")
-@click.option("--batch", type=click.IntRange(min=1), default=64, help="Images per batch and process.")
-@click.option("--save-images", metavar="DIR", help="Keep the images as DIR/network-snapshot-KIMG/SEED.png.")
-@click.option("--subdirs", is_flag=True, help="With --save-images: a folder for every 1000 seeds.")
-@click.option("--grid", metavar="FILE", help=f"Picture of {GRID_SEEDS} images and their nearest neighbours.")
-@click.option("--remeasure", is_flag=True, help="Measure again what is already measured with these settings.")
+@click.command(context_settings=dict(max_content_width=120))
+@click.option("--expdir", help="Run folder with the snapshots", metavar="DIR", required=True)
+@click.option("--knn-ref", help="Training images to compare with", metavar="ZIP|DIR", required=True)
+@click.option("--log", help="Log file; the other results lie beside it  [default: EXPDIR/mem_traj.log]", metavar="FILE")
+@seeds_option("0-63")
+@class_option
+@batch_option
+@click.option("--save-images", help="Keep the images, as DIR/network-snapshot-KIMG/SEED.png", metavar="DIR")
+@subdirs_option
+@click.option("--grid", help=f"Draw {GRID_SEEDS} images of the highest ratio and their nearest ones", metavar="FILE")
+@click.option("--remeasure", help="Measure again what the log already holds", is_flag=True)
 @sampler_options
 @device_option
 @report_errors
-def main(device: str, **options: Any) -> None:
-    """Measure the memorization ratio of all snapshots of a run, newest first.
-
-    Of each snapshot one image per seed is generated; it is memorized if its distance to the nearest
-    training image is less than 1/3 of that to the second nearest. Snapshots that were measured before
-    with the same settings are not measured again.
-
-    \b
-    Examples:
-      python mem_ratio.py --expdir=training-runs/00000-run --knn-ref=datasets/cifar10-1k.zip --seeds=0-9999
-      torchrun --standalone --nproc_per_node=8 mem_ratio.py --expdir=... --knn-ref=... --seeds=0-9999
-    """
-    torch_device = distributed.init(device)
-    try:
-        measure_run(device=torch_device, **options)
-    finally:
-        distributed.shutdown()
-
-
-def measure_run(
+def main(
     expdir: str,
     knn_ref: str,
     log: str | None,
@@ -63,41 +52,103 @@ def measure_run(
     subdirs: bool,
     grid: str | None,
     remeasure: bool,
-    device: torch.device,
-    **sampler: Any,
+    device: str,
+    **sampler_kwargs: Any,
 ) -> None:
-    sampler_kwargs = {key: value for key, value in sampler.items() if value is not None}
+    """Measure the memorization ratio of all snapshots of a run, newest first.
 
-    # What can be refused is refused before anything slow.
-    if grid is not None:
-        from memorization.plots import check_format
+    For each snapshot one image per seed is generated. It counts as memorized if it is less than 1/3 as far
+    from the nearest training image as from the second nearest. A snapshot that was measured before with the
+    same settings is not measured again, so that an interrupted command goes on where it stopped.
 
-        check_format(grid)
-    log_path = Path(log) if log is not None else Path(expdir) / "mem_traj.log"
-    jsonl = jsonl_path(log_path)
-    if log_path.is_dir():
-        raise click.UsageError(f'--log="{log}" is a folder; name a file.')
-    snapshots = [(kimg, path) for kimg, path in list_snapshots(expdir) if kimg > 0]
-    if not snapshots:
-        raise click.ClickException(f'"{expdir}" holds no snapshot after kimg 0; train with train.py first.')
-    reference = ImageFolderDataset(knn_ref).images()
-    known = []
-    if distributed.get_rank() == 0 and jsonl.exists():
-        known = read_trajectory(jsonl, report=lambda message: click.echo(message, err=True))
-    known = distributed.broadcast(known)
+    Beside the log lie the records (mem_traj.jsonl) and the distances of every image (knn-dist).
 
-    # Snapshots, newest first.
-    measured: list[tuple[dict[str, Any], Path]] = []
-    for kimg, path in reversed(snapshots):
-        settings = make_settings(
-            path,
-            seeds,
-            class_idx=class_idx,
-            sampler_kwargs=sampler_kwargs,
-            reference=knn_ref,
-            reference_images=reference,
-        )
-        record = None if remeasure or save_images else find_record(known, settings)
-        note = "  (measured before)" if record else ""
-        if record is None:
-            record = measure_snapshot(...)
+    Examples:
+
+    \b
+    # Measure a run with 10,000 images per snapshot
+    python mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip --seeds=0-9999
+
+    \b
+    # The same with 8 GPUs
+    torchrun --standalone --nproc_per_node=8 mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip \\
+        --seeds=0-9999 --batch=512
+    """
+    target = dist.init(device)
+    try:
+        # Refuse what can be refused before anything slow.
+        log_path = Path(log) if log is not None else Path(expdir) / "mem_traj.log"
+        jsonl = jsonl_path(log_path)
+        if log_path.is_dir():
+            raise ValueError(f'--log: "{log_path}" is a folder; name a file.')
+        if grid is not None:
+            check_format(grid)
+        snapshots = {kimg: path for kimg, path in list_snapshots(expdir) if kimg > 0}
+        if not snapshots:
+            raise ValueError(f'"{expdir}" holds no network snapshot after kimg 0; name the folder of a run.')
+        reference = ImageFolderDataset(knn_ref).images()
+        known = dist.broadcast(read_known(jsonl) if dist.get_rank() == 0 else None)
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        how = dict(reference=reference, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
+
+        # Snapshots, newest first.
+        records = {}
+        for kimg, path in sorted(snapshots.items(), reverse=True):
+            settings = make_settings(path, seeds, reference_path=knn_ref, **how)
+            record = None if remeasure or save_images is not None else find_record(known, settings)
+            note = "" if record is None else "  (measured before)"
+            if record is None:
+                outdir = Path(save_images) / path.stem if save_images is not None else None
+                measurement = measure_snapshot(path, seeds, target, batch=batch, outdir=outdir, subdirs=subdirs, **how)
+                if dist.get_rank() == 0:
+                    record = write_measurement(log_path, measurement, path, kimg, settings, images=outdir)
+                record = dist.broadcast(record)
+            records[kimg] = record
+            dist.print0(describe(record) + note)
+
+        best = max(records.values(), key=lambda record: record["ratio"])
+        dist.print0(f"Highest:     {describe(best)}")
+        if grid is not None:
+            path = snapshots[best["kimg"]]
+            shown = measure_snapshot(path, sorted(seeds)[:GRID_SEEDS], target, batch=batch, keep_images=True, **how)
+            if dist.get_rank() == 0:
+                nearest = reference[shown.knn_index[:, 0]]
+                neighbour_grid(shown.images, nearest, grid, distance=shown.knn_distance, title=path.stem)
+            dist.print0(f"Grid:        {grid}")
+        dist.print0(f"Log:         {log_path}\nRecords:     {jsonl}\nDistances:   {log_path.parent / 'knn-dist'}")
+    finally:
+        dist.shutdown()
+
+
+def measure_snapshot(
+    path: Path, seeds: list[int], device: torch.device, outdir: Path | None = None, subdirs: bool = False, **how: Any
+) -> Measurement:
+    """`measure_network` on a snapshot, with a progress bar, and PNGs where `outdir` is given."""
+    net, _ = load_network(path, device)
+    hide = None if dist.get_rank() == 0 else True
+    with tqdm(total=len(split_seeds(seeds)), desc=path.stem, unit="img", leave=False, disable=hide) as bar:
+
+        def on_batch(batch_seeds: list[int], images: torch.Tensor) -> None:
+            if outdir is not None:
+                for seed, image in zip(batch_seeds, images):
+                    save_png(image, outdir, seed, subdirs)
+            bar.update(len(batch_seeds))
+
+        return measure_network(net, seeds=seeds, device=device, on_batch=on_batch, **how)
+
+
+def read_known(jsonl: Path) -> list[dict[str, Any]]:
+    """Records that are already there; a damaged last line is reported."""
+    return read_trajectory(jsonl, report=lambda text: click.echo(text, err=True)) if jsonl.exists() else []
+
+
+def describe(record: dict[str, Any]) -> str:
+    ratio, low, high = 100 * record["ratio"], 100 * record["ci_low"], 100 * record["ci_high"]
+    return (
+        f"kimg {record['kimg']:06d}  R_mem {ratio:6.2f} % [{low:.1f}, {high:.1f}]  "
+        f"mean distance {record['mean_distance']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

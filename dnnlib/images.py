@@ -16,11 +16,12 @@ Label = int | list[float]
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format whose decoder starts programs
 _EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
-)
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 _MAX_MEMBER = 1 << 30  # bytes of one unpacked zip member: a small zip cannot fill the memory
 _MAX_LABEL = (1 << 31) - 1
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 # ----------------------------------------------------------------------------
@@ -106,18 +107,19 @@ def label_array(labels: Sequence[Label], where: str) -> np.ndarray:
     ValueError
         If a label is negative, of another kind than the rest, or not a finite number.
     """
-    if all(type(label) is int for label in labels):
+    if not labels or type(labels[0]) is int:
         for label in labels:
-            if not 0 <= label <= _MAX_LABEL:
-                raise ValueError(f"{where} holds the label {label}; labels lie between 0 and {_MAX_LABEL}.")
+            if type(label) is not int or not 0 <= label <= _MAX_LABEL:
+                need = f"labels are all whole numbers from 0 to {_MAX_LABEL}, or all vectors"
+                raise ValueError(f"{where} holds the label {reprlib.repr(label)}, but {need}.")
         return np.array(labels, dtype=np.int64)
     for label in labels:
         if not isinstance(label, list) or len(label) == 0 or not all(type(v) in (int, float) for v in label):
-            kind = "labels are all whole numbers or all non-empty lists of numbers"
-            raise ValueError(f"{where} holds the label {reprlib.repr(label)}, but {kind}.")
+            need = "labels are all whole numbers, or all non-empty lists of numbers"
+            raise ValueError(f"{where} holds the label {reprlib.repr(label)}, but {need}.")
         if len(label) != len(labels[0]):
             raise ValueError(f"{where} holds label vectors of different length, {len(labels[0])} and {len(label)}.")
-        if not all(abs(v) <= np.finfo(np.float32).max for v in label):  # false for NaN, too
+        if not all(abs(v) <= _MAX_FLOAT32 for v in label):  # false for NaN, too
             raise ValueError(f"{where} holds the label {reprlib.repr(label)}, which is no finite float32 vector.")
     return np.array(labels, dtype=np.float32)
 

@@ -14,6 +14,8 @@ from memorization.ratio import wilson_interval
 from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
 
 OPTIONS, LOG = "training_options.json", "mem_traj.log"
+_FIXED = ("batch_size", "duration", "loss", "augment", "window_size", "ema", "ema_mode", "optimizer_kwargs")
+_FIXED_DATA = ("resolution", "use_labels", "xflip")
 
 
 @dataclass(frozen=True)
@@ -170,16 +172,15 @@ def curve_points(runs: Iterable[RunPoint]) -> list[CurvePoint]:
 
 
 def differing_options(runs: Sequence[RunPoint]) -> list[str]:
-    """Training options, |D| and seed aside, in which the runs differ: one curve should hold them fixed.
+    """Names of the training options, |D| and seed aside, in which the runs differ.
 
-    Compared are the network, the batch size, and of the data resolution, labels and flips.
+    One curve should hold them fixed: the network, what is done with the data, and how it is trained.
     """
     seen: dict[str, set[str]] = {}
     for run in runs:
-        data, network = run.options.get("dataset_kwargs", {}), run.options.get("network_kwargs", {})
-        found = {f"network_kwargs.{key}": value for key, value in network.items()}
-        found |= {f"dataset_kwargs.{key}": data.get(key) for key in ("resolution", "use_labels", "xflip")}
-        found["batch_size"] = run.options.get("batch_size")
+        found = {key: run.options.get(key) for key in _FIXED}
+        found |= {f"dataset_kwargs.{k}": run.options["dataset_kwargs"].get(k) for k in _FIXED_DATA}
+        found |= {f"network_kwargs.{k}": v for k, v in run.options.get("network_kwargs", {}).items()}
         for key, value in found.items():
             seen.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
     return sorted(key for key, values in seen.items() if len(values) > 1)

@@ -9,7 +9,7 @@ import torch
 
 from memorization.knn import nearest_neighbors
 from torch_utils import distributed
-from training.generation import generate_images, split_seeds
+from training.generation import check_class, generate_images, split_seeds
 
 THRESHOLD = 1 / 3  # of d1/d2 (Yoon et al. 2023)
 _CHUNK = 1024  # generated images held before they are compared with the reference
@@ -148,20 +148,14 @@ def check_inputs(
         twice = next(seed for i, seed in enumerate(sorted(seeds)) if seed == sorted(seeds)[i + 1])
         raise ValueError(f"Seed {twice} appears more than once; each image may count only once.")
     if len(reference) < 2:
-        raise ValueError(
-            f"The reference for nearest neighbours has {len(reference)} image(s); d1/d2 needs at least 2."
-        )
+        raise ValueError(f"The reference for nearest neighbours has {len(reference)} image(s); d1/d2 needs at least 2.")
     expected = (net.img_channels, net.img_resolution, net.img_resolution)
     if tuple(reference.shape[1:]) != expected:
         raise ValueError(
             f"The network makes images [C, H, W] = {list(expected)}, the reference for nearest neighbours "
             f"has {list(reference.shape[1:])}; use the dataset that the network was trained on."
         )
-    label_dim = getattr(net, "label_dim", 0)
-    if class_idx is not None and not label_dim:
-        raise ValueError(f"Class {class_idx} is asked for, but the network is unconditional; leave it out.")
-    if class_idx is not None and not 0 <= class_idx < label_dim:
-        raise ValueError(f"Class {class_idx} is out of range; the network has classes 0..{label_dim - 1}.")
+    check_class(net, class_idx)
 
 
 def measure_network(

@@ -25,10 +25,10 @@ def make_settings(
     snapshot: str | os.PathLike,  # path of the snapshot
     seeds: Iterable[int],
     *,
+    reference_path: str | os.PathLike,  # of the reference dataset
+    reference: np.ndarray,  # its images, uint8 [N, C, H, W]
     class_idx: int | None,
     sampler_kwargs: dict[str, Any],
-    reference: str | os.PathLike,  # path of the reference dataset
-    reference_images: np.ndarray,  # uint8 [N, C, H, W]
 ) -> dict[str, Any]:
     """The part of a record that is known before the measurement: `SETTINGS` and `CONTENTS`.
 
@@ -39,7 +39,7 @@ def make_settings(
     for key, value in sampler.items():
         if isinstance(value, float) and not math.isfinite(value):
             sampler[key] = str(value)
-    pixels = np.ascontiguousarray(reference_images)
+    pixels = np.ascontiguousarray(reference)
     reference_sha256 = hashlib.sha256(repr(pixels.shape).encode())
     reference_sha256.update(pixels)
     return {
@@ -47,7 +47,7 @@ def make_settings(
         "seeds": format_int_list(seeds),
         "class": class_idx,
         "sampler": sampler,
-        "reference": str(Path(reference).resolve()),
+        "reference": str(Path(reference_path).resolve()),
         "reference_size": len(pixels),
         "snapshot_sha256": _sha256(snapshot),
         "reference_sha256": reference_sha256.hexdigest(),
@@ -73,11 +73,12 @@ def write_measurement(
 ) -> dict[str, Any]:
     """Write one measured snapshot in the three published forms, and return its record.
 
-    Beside the log lie `mem_traj.jsonl` (the log's name with another suffix) and `knn-dist/`. The log
-    grows by the published two lines; where no PNGs were kept the second names the snapshot as well,
-    for the images were compared as they were generated. In the jsonl a record with the same settings
-    is replaced, so that no measurement counts twice. `knn-dist/network-snapshot-KIMG.npz` holds
-    `knn_distance` [n, 2], `knn_index` [n, 2] and `seeds` [n] of the last measurement of that snapshot.
+    Beside the log lie `mem_traj.jsonl` (the log's name with another suffix) and `knn-dist/`. The log grows
+    by the published two lines; where no PNGs were kept the second names the snapshot as well, for the
+    images were compared as they were generated. In the jsonl a record with the same settings is replaced,
+    so that no measurement counts twice, and an incomplete last line is dropped.
+    `knn-dist/network-snapshot-KIMG.npz` holds `knn_distance` [n, 2], `knn_index` [n, 2] and `seeds` [n] of
+    the last measurement of that snapshot.
     """
     log = Path(log)
     n, successes = measurement.num_samples, measurement.num_memorized
@@ -104,7 +105,7 @@ def write_measurement(
         )
 
     jsonl = jsonl_path(log)
-    records = read_trajectory(jsonl) if jsonl.exists() else []
+    records = read_trajectory(jsonl, report=lambda _: None) if jsonl.exists() else []
     previous = find_record(records, record, SETTINGS)
     if previous is not None:
         records[records.index(previous)] = record
@@ -136,9 +137,7 @@ def jsonl_path(log: str | os.PathLike) -> Path:
     return Path(log).with_suffix(".jsonl")
 
 
-def read_trajectory(
-    path: str | os.PathLike, *, report: Callable[[str], Any] = warnings.warn
-) -> list[dict[str, Any]]:
+def read_trajectory(path: str | os.PathLike, *, report: Callable[[str], Any] = warnings.warn) -> list[dict[str, Any]]:
     """Read `mem_traj.jsonl`: one record per measured snapshot, in the order of the file.
 
     A last line that is not complete (the writer was cut off) is left out, and `report` is told so.
@@ -161,9 +160,7 @@ def read_trajectory(
                 raise ValueError
         except ValueError:
             if number < len(lines):
-                raise ValueError(
-                    f'Line {number} of "{path}" is no JSON object; repair or delete that line.'
-                ) from None
+                raise ValueError(f'Line {number} of "{path}" is no JSON object; repair or delete that line.') from None
             report(f'The last line of "{path}" is incomplete and is left out.')
         else:
             records.append(record)

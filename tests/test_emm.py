@@ -278,7 +278,5 @@ def test_grid_shows_every_pixel(tmp_path):
 def test_bad_grids(tmp_path, shape, distance, path, message):
     neighbours = np.zeros((shape[0], 3, 8, 8), dtype=np.uint8)
     with pytest.raises(ValueError, match=message):
-        neighbour_grid(
-            np.zeros(shape, dtype=np.uint8), neighbours, tmp_path / path, distance=np.ones(distance)
-        )
+        neighbour_grid(np.zeros(shape, dtype=np.uint8), neighbours, tmp_path / path, distance=np.ones(distance))
     assert not list(tmp_path.iterdir())

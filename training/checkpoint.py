@@ -59,7 +59,9 @@ def load_state(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # pickle, zip and torch each have their own
-        raise ValueError(f'"{path}" is cut short or not a training state of this project ({type(err).__name__}).') from err
+        raise ValueError(
+            f'"{path}" is cut short or not a training state of this project ({type(err).__name__}).'
+        ) from err
     if not isinstance(data, dict) or data.get("format") != FORMAT_VERSION:
         raise ValueError(f'"{path}" is not a training state of format {FORMAT_VERSION}.')
     if len(data["ranks"]) != dist.get_world_size():

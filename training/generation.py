@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from dnnlib.images import encode_png
 from dnnlib.util import atomic_write
 from torch_utils import distributed as dist
 from training.samplers import ABLATIONS, StackedRandomGenerator, ablation_sampler, edm_sampler
+
+# torch's convolutions on the CPU take other kernels, which round otherwise, for fewer rows than this.
+# Smaller batches are filled up by repeating their last seed.
+_MIN_ROWS = 16
 
 
 def split_seeds(seeds: Sequence[int]) -> list[int]:
@@ -42,9 +47,9 @@ def generate_images(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Generate an image per seed, batch by batch: yields (seeds, images), images uint8 [b, C, H, W] on the CPU.
 
-    Latents, class and injected noise of an image come from its seed alone. Every batch is filled up to the
-    same size (by repeating its last seed), because the rounding of a network's output may depend on the
-    batch size.
+    Latents, class and injected noise of an image come from its seed alone. On the CPU the images are then
+    the same, bit by bit, at any batch size and number of processes; on CUDA they are up to the rounding of
+    convolutions that depends on the batch size.
 
     Parameters
     ----------
@@ -71,15 +76,45 @@ def generate_images(
     for start in range(0, len(seeds), batch):
         batch_seeds = [int(s) for s in seeds[start : start + batch]]
         count = len(batch_seeds)
-        rnd = StackedRandomGenerator(device, batch_seeds + batch_seeds[-1:] * (batch - count))
-        latents = rnd.randn([batch, *shape])
+        rows = max(count, _MIN_ROWS) if torch.device(device).type == "cpu" else count
+        rnd = StackedRandomGenerator(device, batch_seeds + batch_seeds[-1:] * (rows - count))
+        latents = rnd.randn([rows, *shape])
         class_labels = None
         if net.label_dim:
-            class_labels = rnd.randint(net.label_dim, size=[batch])
+            class_labels = rnd.randint(net.label_dim, size=[rows])
             if class_idx is not None:
                 class_labels = torch.full_like(class_labels, class_idx)
         images = sampler(net, latents, class_labels, randn_like=rnd.randn_like, **kwargs)
         yield batch_seeds, to_uint8(images[:count]).cpu()
+
+
+def generate_to_folder(
+    net: torch.nn.Module,
+    seeds: Sequence[int],
+    outdir: str | os.PathLike,
+    subdirs: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Generate all `seeds`, shared among the ranks, as PNGs in `outdir`; `kwargs` as in `generate_images`.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the folder cannot be written, a seed stands twice, or an argument is wrong.
+    """
+    check_class(net, kwargs.get("class_idx"))
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("--seeds names a seed twice; each makes one file.")
+    Path(outdir).mkdir(parents=True, exist_ok=True)
+    share = split_seeds(seeds)
+    dist.print0(f'Generating {len(seeds)} images to "{outdir}"...')
+    with tqdm(total=len(share), unit="img", disable=None if dist.get_rank() == 0 else True) as bar:
+        for batch_seeds, images in generate_images(net, share, **kwargs):
+            for seed, image in zip(batch_seeds, images):
+                save_png(image, outdir, seed, subdirs)
+            bar.update(len(batch_seeds))
+    dist.barrier()
+    dist.print0("Done.")
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -96,6 +131,6 @@ def image_path(outdir: str | os.PathLike, seed: int, subdirs: bool) -> Path:
 def save_png(image: Tensor | np.ndarray, outdir: str | os.PathLike, seed: int, subdirs: bool = False) -> Path:
     """Write one image, uint8 [C, H, W], where `image_path` says; return the path."""
     path = image_path(outdir, seed, subdirs)
-    with atomic_write(path) as file:
+    with atomic_write(path, durable=False) as file:
         file.write(encode_png(np.asarray(image).transpose(1, 2, 0), compress_level=6))
     return path

@@ -667,8 +667,8 @@ class VPPrecond(_Precond):
         super().__init__(*args, **kwargs)
         self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
         # In float32, as published: there sigma(epsilon_t) = 2^-10 and not 0.001.
-        self.sigma_min = float(vp_sigma(torch.tensor(epsilon_t), beta_d, beta_min))
-        self.sigma_max = float(vp_sigma(torch.tensor(1.0), beta_d, beta_min))
+        self.sigma_min = float(vp_sigma(torch.tensor(epsilon_t, device="cpu"), beta_d, beta_min))
+        self.sigma_max = float(vp_sigma(torch.tensor(1.0, device="cpu"), beta_d, beta_min))
 
     def coefficients(self, sigma: Tensor) -> tuple[Any, Tensor, Any, Tensor]:
         t = vp_sigma_inv(sigma, self.beta_d, self.beta_min)

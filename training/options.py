@@ -31,7 +31,12 @@ device_option = click.option(
 
 def seeds_option(default: str) -> Callable:
     return click.option(
-        "--seeds", help="Random seeds (e.g. 1,2,5-10)", metavar="LIST", type=IntList(), default=default, show_default=True
+        "--seeds",
+        help="Random seeds (e.g. 1,2,5-10)",
+        metavar="LIST",
+        type=IntList(),
+        default=default,
+        show_default=True,
     )
 
 

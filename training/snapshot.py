@@ -51,7 +51,9 @@ def load_network(
     if path.is_dir():
         raise ValueError(f'"{path}" is a folder; name a network-snapshot-*.safetensors in it.')
     if path.suffix == ".pkl":
-        raise ValueError(f'"{path}" is a pickle, which could run code when opened; only .safetensors snapshots are read.')
+        raise ValueError(
+            f'"{path}" is a pickle, which could run code when opened; only .safetensors snapshots are read.'
+        )
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

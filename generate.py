@@ -1,0 +1,64 @@
+"""Generate images from a network snapshot."""
+
+from typing import Any
+
+import click
+
+from dnnlib.cli import report_errors
+from torch_utils import distributed as dist
+from training.generation import generate_to_folder
+from training.options import (
+    batch_option,
+    class_option,
+    device_option,
+    sampler_options,
+    seeds_option,
+    subdirs_option,
+)
+from training.snapshot import load_network
+
+
+@click.command(context_settings=dict(max_content_width=120))
+@click.option("--network", help="Network snapshot", metavar="SNAPSHOT|URL", required=True)
+@click.option("--outdir", help="Where to save the images", metavar="DIR", required=True)
+@seeds_option("0-63")
+@subdirs_option
+@class_option
+@batch_option
+@sampler_options
+@device_option
+@report_errors
+def main(
+    network: str,
+    outdir: str,
+    seeds: list[int],
+    subdirs: bool,
+    class_idx: int | None,
+    batch: int,
+    device: str,
+    **sampler_kwargs: Any,
+) -> None:
+    """Generate images with a trained network: a PNG per seed, the same image for a seed on any machine.
+
+    Examples:
+
+    \b
+    # Generate 64 images and save them as out/000000.png ... out/000063.png
+    python generate.py --network=RUN/network-snapshot-002000.safetensors --outdir=out
+
+    \b
+    # Generate 10,000 images with 8 GPUs, in folders of 1000
+    torchrun --standalone --nproc_per_node=8 generate.py --network=RUN/network-snapshot-002000.safetensors \\
+        --outdir=out --seeds=0-9999 --subdirs --batch=512
+    """
+    target = dist.init(device)
+    try:
+        dist.print0(f'Loading network from "{network}"...')
+        net, _ = load_network(network, target)
+        generate_to_folder(net, seeds, outdir, subdirs, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
+    finally:
+        dist.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,377 @@
+"""The training loop: EDM's recipe with the schedules of the memorization study, counted in images."""
+
+import contextlib
+import copy
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dnnlib.util import format_time
+from torch_utils import distributed as dist
+from torch_utils.misc import InfiniteSampler
+from torch_utils.training_stats import Collector
+from training import checkpoint
+from training.augment import edm_augment_pipe
+from training.dataset import ImageFolderDataset
+from training.loss import LOSSES
+from training.networks import build_network
+from training.snapshot import load_network, load_tensors, save_snapshot
+
+OPTIMIZERS = dict(Adam=torch.optim.Adam, SGD=torch.optim.SGD)
+
+
+def training_loop(
+    run_dir: str | os.PathLike,  # Output folder, which exists.
+    dataset_kwargs: dict,  # Arguments of ImageFolderDataset.
+    network_kwargs: dict,  # Arguments of build_network, but for those that the dataset decides.
+    loss: str,  # vp, ve or edm.
+    optimizer_kwargs: dict,  # class_name (Adam or SGD) and its arguments.
+    device: torch.device,  # Where to train.
+    total_nimg: int,  # Duration, in images.
+    seed: int = 0,  # Of weights, noise and data order.
+    batch_size: int = 512,  # Images per step, over all processes.
+    batch_gpu: int | None = None,  # At most this many images at a time on a device; None = no limit.
+    augment: float = 0,  # Augmentation probability; 0 = none.
+    lr_rampup_nimg: float = 0,  # The learning rate rises linearly over so many images.
+    ema_mode: str = "mode2",  # See ema_beta.
+    ema_halflife_nimg: float = 0,  # Half-life of the moving average of the weights, in images.
+    ema_rampup_ratio: float | None = 0.05,  # It is at most this fraction of the images seen; None = no limit.
+    final_ema: float = 0.99929,  # For mode4.
+    loss_scaling: float = 1,  # Factor on the loss during the backward pass, against underflow in float16.
+    window_size: float = 0.5,  # Shuffling window of the data order, see InfiniteSampler.
+    kimg_per_tick: float = 50,  # Interval of status lines.
+    snapshot_ticks: int = 50,  # Interval of network snapshots, in ticks.
+    state_dump_ticks: int = 500,  # Interval of training states, in ticks.
+    num_workers: int = 1,  # Loader processes, for a dataset that does not fit into memory.
+    cudnn_benchmark: bool = True,  # Let cuDNN time its algorithms.
+    transfer: str | None = None,  # Start from the weights of this snapshot.
+    resume: str | None = None,  # Continue from this training state.
+) -> bool:
+    """Train; write snapshots, states and statistics into `run_dir`.
+
+    Returns
+    -------
+    True if the run is complete, False if a signal ended it early; the state is then saved.
+
+    Raises
+    ------
+    OSError, ValueError
+        If a file cannot be read or does not fit this run, or the batch cannot be divided.
+    """
+    start_time = time.time()
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    torch.manual_seed(np.random.RandomState((seed * world_size + rank) % (1 << 31)).randint(1 << 31))
+    torch.backends.cudnn.benchmark = cudnn_benchmark
+
+    # Batch size per process and per round of gradient accumulation.
+    per_rank, per_round = split_batch(batch_size, batch_gpu, world_size)
+
+    # Data.
+    dist.print0("Loading dataset...")
+    dataset = ImageFolderDataset(**dataset_kwargs)
+    order = InfiniteSampler(len(dataset), rank, world_size, seed=seed, window_size=window_size)
+
+    # Network.
+    dist.print0("Constructing network...")
+    pipe = edm_augment_pipe(augment) if augment else None
+    if pipe is not None:
+        network_kwargs = dict(network_kwargs, augment_dim=pipe.label_dim)
+    net = build_network(
+        **network_kwargs,
+        img_resolution=dataset.resolution,
+        img_channels=dataset.num_channels,
+        label_dim=dataset.label_dim,
+    )
+    net.train().requires_grad_(True).to(device)
+    dist.print0(f"Network has {sum(p.numel() for p in net.parameters()):,} parameters on {device}.")
+    if transfer is not None:
+        source, _ = load_network(transfer, device)
+        load_tensors(net, source.state_dict(), transfer)
+
+    # Optimizer, moving average, and what joins the processes.
+    loss_fn = LOSSES[loss]()
+    optimizer_kwargs = dict(optimizer_kwargs)
+    optimizer = OPTIMIZERS[optimizer_kwargs.pop("class_name")](net.parameters(), fused=True, **optimizer_kwargs)
+    ddp = net
+    if world_size > 1:
+        ddp = torch.nn.parallel.DistributedDataParallel(
+            net, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )  # fmt: skip
+    ema = copy.deepcopy(net).eval().requires_grad_(False)
+    params, ema_params = list(net.parameters()), list(ema.parameters())
+
+    # Resume.
+    nimg = tick = 0
+    if resume is not None:
+        dist.print0(f'Loading training state from "{resume}"...')
+        shared, own = checkpoint.load_state(resume)
+        for what, now in [("network", net.init_kwargs), ("batch_size", batch_size), ("dataset_size", len(dataset))]:
+            if json.loads(json.dumps(now)) != shared[what]:
+                raise ValueError(
+                    f'"{resume}" is of a run with another {what.replace("_", " ")}; resume with its options.'
+                )
+        load_tensors(net, shared["net"], resume)
+        load_tensors(ema, shared["ema"], resume)
+        optimizer.load_state_dict(shared["optimizer"])
+        nimg, tick = shared["nimg"], shared["tick"]
+        order.load_state_dict(own["order"])
+        checkpoint.set_random_state(own["random"])
+    batches = _batches(dataset, order, per_round, device, num_workers)
+
+    # Train.
+    dist.print0(
+        f"Training for {total_nimg / 1000:g} kimg ({total_nimg / len(dataset):g} epochs of {len(dataset)} images)..."
+    )
+    dist.print0()
+    stats = Collector(device)
+    tick_start_nimg, tick_start_time = nimg, time.time()
+    maintenance_time = tick_start_time - start_time
+    bar = tqdm(
+        total=round(total_nimg / 1000, 3), initial=nimg / 1000, unit="kimg", smoothing=0.05,
+        disable=None if rank == 0 else True, bar_format="{l_bar}{bar}| {n:.1f}/{total:g} kimg [{elapsed}<{remaining}]",
+    )  # fmt: skip
+    done = nimg >= total_nimg
+    with _StopSignals() as stop, bar, _stats_file(run_dir) as stats_jsonl:
+        while not done:
+            # Accumulate gradients.
+            optimizer.zero_grad(set_to_none=True)
+            for i in range(per_rank // per_round):
+                last = i == per_rank // per_round - 1
+                with contextlib.nullcontext() if last or ddp is net else ddp.no_sync():
+                    images, labels = next(batches)
+                    value = loss_fn(ddp, images, labels, augment_pipe=pipe)
+                    stats.report("Loss/loss", value)
+                    value.sum().mul(loss_scaling / per_rank).backward()
+
+            # Update the weights.
+            lr = optimizer_kwargs["lr"] * min(nimg / max(lr_rampup_nimg, 1e-8), 1)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            for p in params:
+                if loss_scaling != 1:
+                    p.grad /= loss_scaling
+                torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
+            optimizer.step()
+
+            # Update the moving average.
+            beta = ema_beta(ema_mode, nimg, batch_size, len(dataset), ema_halflife_nimg, ema_rampup_ratio, final_ema)
+            with torch.no_grad():
+                torch._foreach_lerp_(ema_params, params, 1 - beta)
+            nimg += batch_size
+            bar.update(batch_size / 1000)
+
+            # Once per tick: status, snapshot, state.
+            done = nimg >= total_nimg
+            stopping = stop.requested and world_size == 1
+            if not done and not stopping and tick != 0 and nimg < tick_start_nimg + kimg_per_tick * 1000:
+                continue
+            stopping = not done and dist.broadcast(stop.requested)
+            stats.report("Progress/lr", lr)
+            stats.report("Progress/ema_beta", beta)
+            _report_status(
+                stats, tick, nimg, start_time, tick_start_nimg, tick_start_time, maintenance_time, device, bar
+            )
+            tick_end_time = time.time()
+            name = f"{nimg // 1000:06d}"
+            if rank == 0 and (done or stopping or tick % snapshot_ticks == 0):
+                save_snapshot(Path(run_dir) / f"network-snapshot-{name}.safetensors", ema, nimg / 1000, dataset_kwargs)
+            if done or stopping or (tick % state_dump_ticks == 0 and tick != 0):
+                checkpoint.save_state(
+                    Path(run_dir) / f"training-state-{name}.pt",
+                    shared=dict(
+                        net=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(),
+                        nimg=nimg, tick=tick + 1, batch_size=batch_size, dataset_size=len(dataset),
+                        network=json.loads(json.dumps(net.init_kwargs)),
+                    ),
+                    per_rank=dict(order=order.state_dict(), random=checkpoint.random_state()),
+                )  # fmt: skip
+            averages = stats.flush()
+            if rank == 0:
+                stats_jsonl.write(json.dumps(dict(averages, timestamp=time.time())) + "\n")
+                stats_jsonl.flush()
+            tick += 1
+            tick_start_nimg, tick_start_time = nimg, time.time()
+            maintenance_time = tick_start_time - tick_end_time
+            if stopping:
+                break
+    dist.print0()
+    if not done:
+        dist.print0(f"Stopped at {nimg / 1000:g} kimg; --resume={run_dir}/training-state-{name}.pt continues.")
+    return done
+
+
+# ----------------------------------------------------------------------------
+# Schedules.
+
+
+def split_batch(batch_size: int, batch_gpu: int | None, world_size: int) -> tuple[int, int]:
+    """Images per process and per round of gradient accumulation.
+
+    Raises
+    ------
+    ValueError
+        If the batch is not divisible by the processes, or a process's share by `batch_gpu`.
+    """
+    if batch_size % world_size:
+        raise ValueError(f"--batch={batch_size} cannot be divided among {world_size} processes.")
+    per_rank = batch_size // world_size
+    per_round = min(batch_gpu or per_rank, per_rank)
+    if per_rank % per_round:
+        raise ValueError(f"--batch-gpu={batch_gpu} does not divide the {per_rank} images that each process takes.")
+    return per_rank, per_round
+
+
+def ema_beta(
+    mode: str,
+    nimg: int,
+    batch_size: int,
+    dataset_size: int,
+    halflife_nimg: float,
+    rampup_ratio: float | None = 0.05,
+    final_ema: float = 0.99929,
+) -> float:
+    """Weight of the old average in one EMA update (published `--ema_mode`).
+
+    Batch B, half-life h images (at most rampup_ratio * nimg), r = 50000 / dataset_size:
+    mode1 0.5^(B / h), mode2 0.5^(512 / (h r)), mode3 0.5^(B / 500000),
+    mode4 final_ema / 0.5^(B / 500000) 0.5^(B / (h r)).
+    """
+    h = halflife_nimg if rampup_ratio is None else min(halflife_nimg, nimg * rampup_ratio)
+    h = max(h, 1e-8)
+    r = 50000 / dataset_size
+    if mode == "mode1":
+        return 0.5 ** (batch_size / h)
+    if mode == "mode2":
+        return 0.5 ** (512 / (h * r))
+    if mode == "mode3":
+        return 0.5 ** (batch_size / 500_000)
+    if mode == "mode4":
+        return final_ema / 0.5 ** (batch_size / 500_000) * 0.5 ** (batch_size / (h * r))
+    raise ValueError(f'ema_mode must be mode1, mode2, mode3 or mode4, not "{mode}".')
+
+
+# ----------------------------------------------------------------------------
+# Data.
+
+
+def _batches(
+    dataset: ImageFolderDataset, order: InfiniteSampler, count: int, device: torch.device, num_workers: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Endless (images float [count, C, H, W] in [-1, 1], labels or None) on `device`, in `order`.
+
+    A dataset that fits lies on the device as uint8 and is gathered by index; else worker processes decode
+    it. Either way `order` stands behind the last batch that was taken, so its state can be saved.
+    """
+    if dataset.cache and _fits(dataset.nbytes, device):
+        images = torch.from_numpy(dataset.images()).to(device)
+        labels = torch.from_numpy(dataset.labels()).to(device) if dataset.has_labels else None
+        while True:
+            index = torch.from_numpy(order.take(count)).to(device)
+            yield images[index].to(torch.float32) / 127.5 - 1, labels[index] if labels is not None else None
+
+    dist.print0(
+        f"The dataset is decoded by {num_workers} worker processes (--cache=0, or it does not fit into memory)."
+    )
+    dataset.cache = False
+    ahead = copy.deepcopy(order)  # the loader runs ahead of training
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=(ahead.take(count).tolist() for _ in iter(int, 1)), num_workers=num_workers,
+        pin_memory=device.type == "cuda", prefetch_factor=2, multiprocessing_context="spawn",
+    )  # fmt: skip
+    for images, labels in loader:
+        order.take(count)
+        images = images.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
+        yield images, labels.to(device, non_blocking=True) if dataset.has_labels else None
+
+
+def _fits(nbytes: int, device: torch.device) -> bool:
+    """True if `nbytes` take at most a quarter of the device's free memory, or of each local process's share."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return nbytes <= free / 4
+
+
+# ----------------------------------------------------------------------------
+# Reports and signals.
+
+
+def _report_status(
+    stats: Collector,
+    tick: int,
+    nimg: int,
+    start_time: float,
+    tick_start_nimg: int,
+    tick_start_time: float,
+    maintenance_time: float,
+    device: torch.device,
+    bar: tqdm,
+) -> None:
+    """Print the status line and add its numbers to `stats`."""
+    now = time.time()
+    values: dict[str, Any] = {
+        "Progress/tick": tick,
+        "Progress/kimg": nimg / 1e3,
+        "Timing/total_sec": now - start_time,
+        "Timing/sec_per_tick": now - tick_start_time,
+        "Timing/sec_per_kimg": (now - tick_start_time) / (nimg - tick_start_nimg) * 1e3,
+        "Timing/maintenance_sec": maintenance_time,
+        "Resources/cpu_mem_gb": psutil.Process().memory_info().rss / 2**30,
+        "Resources/peak_gpu_mem_gb": 0.0,
+        "Resources/peak_gpu_mem_reserved_gb": 0.0,
+    }
+    if device.type == "cuda":
+        values["Resources/peak_gpu_mem_gb"] = torch.cuda.max_memory_allocated(device) / 2**30
+        values["Resources/peak_gpu_mem_reserved_gb"] = torch.cuda.max_memory_reserved(device) / 2**30
+        torch.cuda.reset_peak_memory_stats(device)
+    for name, value in values.items():
+        stats.report(name, value)
+    total, per_tick, per_kimg = (values[f"Timing/{k}"] for k in ["total_sec", "sec_per_tick", "sec_per_kimg"])
+    line = (
+        f"tick {tick:<5d} kimg {nimg / 1e3:<9.1f} time {format_time(total):<12s} sec/tick {per_tick:<7.1f} "
+        f"sec/kimg {per_kimg:<7.3f} maintenance {maintenance_time:<6.1f} "
+        f"cpumem {values['Resources/cpu_mem_gb']:<6.2f} gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f} "
+        f"reserved {values['Resources/peak_gpu_mem_reserved_gb']:<6.2f}"
+    )
+    if dist.get_rank() == 0:
+        bar.write(line.rstrip(), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _stats_file(run_dir: str | os.PathLike) -> Any:
+    if dist.get_rank() != 0:
+        return contextlib.nullcontext()
+    return open(Path(run_dir) / "stats.jsonl", "a", encoding="utf-8")
+
+
+class _StopSignals:
+    """While active, Ctrl-C and SIGTERM are noted, so that the loop can save its state; a second one acts at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self) -> "_StopSignals":
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

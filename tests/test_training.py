@@ -331,45 +331,9 @@ def test_resume_with_other_options(run_dir, digits_zip, small_zip, tmp_path, run
 
 def test_help_names_every_published_option(run_cli):
     text = run_cli(train.main, ["--help"]).output
-    published = [
-        "outdir",
-        "data",
-        "cond",
-        "arch",
-        "precond",
-        "duration",
-        "batch",
-        "batch-gpu",
-        "cbase",
-        "cres",
-        "lr",
-        "ema",
-        "dropout",
-        "augment",
-        "xflip",
-    ]
-    published += [
-        "window-size",
-        "num-blocks",
-        "num-channels",
-        "embed",
-        "attn-resolutions",
-        "ema_mode",
-        "skip-connections",
-    ]
-    published += [
-        "weight-decay",
-        "final-ema",
-        "optimizer",
-        "momentum",
-        "fp16",
-        "ls",
-        "bench",
-        "cache",
-        "workers",
-        "desc",
-        "nosubdir",
-        "tick",
-    ]
-    published += ["snap", "dump", "seed", "transfer", "resume", "dry-run", "device"]
+    published = """
+        outdir data cond arch precond duration batch batch-gpu cbase cres lr ema dropout augment xflip window-size
+        num-blocks num-channels embed attn-resolutions ema_mode skip-connections weight-decay final-ema optimizer
+        momentum fp16 ls bench cache workers desc nosubdir tick snap dump seed transfer resume dry-run device
+    """.split()
     assert [name for name in published if f"--{name}" not in text] == []

@@ -289,6 +289,7 @@ def _batches(
     loader = torch.utils.data.DataLoader(
         dataset, batch_sampler=(ahead.take(count).tolist() for _ in iter(int, 1)), num_workers=num_workers,
         pin_memory=device.type == "cuda", prefetch_factor=2, multiprocessing_context="spawn",
+        generator=torch.Generator(),  # else it draws from the generator that noise comes from
     )  # fmt: skip
     for images, labels in loader:
         order.take(count)

@@ -1,7 +1,6 @@
 """Train a diffusion model on a dataset zip or folder."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path

@@ -149,7 +149,7 @@ def _read_npz(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path, allow_pickle=False) as data:
             images = data["images"]
-            labels = data["labels"] if "labels" in data else None
+            labels = data.get("labels", None)
     except KeyError:
         raise ValueError(f'"{path}" holds no array named "images".') from None
     except Exception as err:  # zipfile, zlib and numpy each have their own

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# The whole job on scikit-learn's bundled digits (8x8): datasets of several sizes, a network trained on each
+# for the same number of epochs, its memorization ratio, and the EMM curve. A size that is done is not done
+# again; delete the output folder to start anew.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export PYTHON=${PYTHON:-python}
+export OUT=${OUT:-demo-out}                    # results lie here
+export SIZES=${SIZES:-"8 16 32 64 128"}        # |D|
+export DURATION=${DURATION:-60}                # epochs / 20
+export SEEDS=${SEEDS:-0-999}                   # images per measurement
+export JOBS=${JOBS:-2}                         # sizes at a time, one core each
+export OMP_NUM_THREADS=1
+
+study() {
+    set -euo pipefail
+    local name=digits-$1 run=$OUT/runs/digits-$1 data=$OUT/data/digits-$1.zip
+    if [ ! -f "$run/trained" ]; then
+        echo "$name: training (log: $run.log)"
+        rm -rf "$run" && mkdir -p "$OUT/runs"
+        "$PYTHON" dataset_tool.py --source=digits --dest="$data" --max-images="$1" > "$run.log"
+        "$PYTHON" train.py --outdir="$run" --nosubdir --data="$data" --seed=1 --duration="$DURATION" \
+            --num-channels=16 --cres=1,2 --num-blocks=1 --attn-resolutions=4 --dropout=0 --augment=0 --batch=16 \
+            --lr=1e-2 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=cpu >> "$run.log"
+        touch "$run/trained"
+    fi
+    "$PYTHON" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="$SEEDS" --batch=250 --device=cpu \
+        --grid="$OUT/grid-$1.png" > "$run/ratio.log"
+    echo "$name: $(sed -n 's/^Highest: *//p' "$run/ratio.log")"
+}
+export -f study
+
+# The largest first, so that the processes finish together.
+printf '%s\n' $SIZES | sort -rn | xargs -P "$JOBS" -I{} bash -c 'study {}'
+
+echo
+"$PYTHON" emm.py curve "$OUT/runs" --out="$OUT/curve.png" --title="Digits, 8x8"
+echo "Grids:  $(for size in $SIZES; do printf '%s ' "$OUT/grid-$size.png"; done)"

@@ -36,4 +36,5 @@ printf '%s\n' $SIZES | sort -rn | xargs -P "$JOBS" -I{} bash -c 'study {}'
 
 echo
 "$PYTHON" emm.py curve "$OUT/runs" --out="$OUT/curve.png" --title="Digits, 8x8"
-echo "Grids:  $(for size in $SIZES; do printf '%s ' "$OUT/grid-$size.png"; done)"
+middle=$(printf '%s\n' $SIZES | sort -n | awk '{ size[NR] = $1 } END { print size[int(NR / 2) + (NR > 1)] }')
+echo "Grid:   $OUT/grid-$middle.png (and one for each other size)"

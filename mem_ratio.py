@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from dnnlib.cli import report_errors
+from dnnlib.util import check_folder
 from memorization.plots import check_format, neighbour_grid
 from memorization.ratio import Measurement, measure_network
 from memorization.trajectory import find_record, jsonl_path, make_settings, read_trajectory, write_measurement
@@ -78,17 +79,19 @@ def main(
     try:
         # Refuse what can be refused before anything slow.
         log_path = Path(log) if log is not None else Path(expdir) / "mem_traj.log"
-        jsonl = jsonl_path(log_path)
         if log_path.is_dir():
             raise ValueError(f'--log: "{log_path}" is a folder; name a file.')
+        for folder in [log_path.parent, save_images, Path(grid).parent if grid is not None else None]:
+            if folder is not None:
+                check_folder(folder)
+        jsonl = jsonl_path(log_path)
         if grid is not None:
             check_format(grid)
         snapshots = {kimg: path for kimg, path in list_snapshots(expdir) if kimg > 0}
         if not snapshots:
             raise ValueError(f'"{expdir}" holds no network snapshot after kimg 0; name the folder of a run.')
         reference = ImageFolderDataset(knn_ref).images()
-        known = dist.broadcast(read_known(jsonl) if dist.get_rank() == 0 else None)
-        log_path.parent.mkdir(parents=True, exist_ok=True)
+        known = dist.on_rank0(read_known, jsonl)
         how = dict(reference=reference, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
 
         # Snapshots, newest first.
@@ -100,9 +103,7 @@ def main(
             if record is None:
                 outdir = Path(save_images) / path.stem if save_images is not None else None
                 measurement = measure_snapshot(path, seeds, target, batch=batch, outdir=outdir, subdirs=subdirs, **how)
-                if dist.get_rank() == 0:
-                    record = write_measurement(log_path, measurement, path, kimg, settings, images=outdir)
-                record = dist.broadcast(record)
+                record = dist.on_rank0(write_measurement, log_path, measurement, path, kimg, settings, images=outdir)
             records[kimg] = record
             dist.print0(describe(record) + note)
 

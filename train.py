@@ -1,8 +1,11 @@
 """Train a diffusion model on a dataset zip or folder."""
 
+import contextlib
 import json
 import re
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +13,31 @@ import click
 import torch
 
 from dnnlib import EasyDict
-from dnnlib.cli import IntList, report_errors
-from dnnlib.util import Logger, atomic_write
+from dnnlib.cli import Float, IntList, report_errors
+from dnnlib.util import Logger, atomic_write, check_folder
 from torch_utils import distributed as dist
-from training.augment import edm_augment_pipe
 from training.checkpoint import load_state
 from training.dataset import ImageFolderDataset
-from training.networks import build_network
 from training.options import device_option
-from training.snapshot import load_network
-from training.training_loop import OPTIMIZERS, split_batch, training_loop
+from training.snapshot import check_tensors, list_snapshots, load_network
+from training.training_loop import OPTIMIZERS, check_state, make_network, split_batch, training_loop
 
 EXIT_STOPPED = 75  # a signal ended the run early and its state is saved (EX_TEMPFAIL: try again)
 
-FRACTION = click.FloatRange(min=0, max=1)
-POSITIVE = click.FloatRange(min=0, min_open=True)
+FRACTION = Float(min=0, max=1)
+POSITIVE = Float(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
+SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
 
 
 @click.command(context_settings=dict(max_content_width=120))
-# Main options.
-@click.option("--outdir", help="Where to save the results", metavar="DIR", required=True)
-@click.option("--data", help="Path to the dataset", metavar="ZIP|DIR", required=True)
-@click.option(
-    "--cond", help="Train class-conditional model", metavar="BOOL", type=bool, default=False, show_default=True
-)
+# What is trained on what.
+@click.option("--outdir", help="Folder for the run folders", metavar="DIR", required=True)
+@click.option("--data", help="Training images", metavar="ZIP|DIR", required=True)
+@click.option("--cond", help="Condition on the labels", metavar="BOOL", type=bool, default=False, show_default=True)
 @click.option(
     "--arch",
-    help="Network architecture",
+    help="U-Net: DDPM++, NCSN++ or ADM",
     metavar="ddpmpp|ncsnpp|adm",
     type=click.Choice(["ddpmpp", "ncsnpp", "adm"]),
     default="ddpmpp",
@@ -45,13 +45,13 @@ COUNT = click.IntRange(min=1)
 )
 @click.option(
     "--precond",
-    help="Preconditioning & loss function",
+    help="Preconditioning, with its loss",
     metavar="vp|ve|edm",
     type=click.Choice(["vp", "ve", "edm"]),
     default="edm",
     show_default=True,
 )
-# Hyperparameters.
+# How.
 @click.option(
     "--duration",
     help="Training duration as if |D| were 50,000; epochs / 20",
@@ -60,31 +60,49 @@ COUNT = click.IntRange(min=1)
     default=200,
     show_default=True,
 )
-@click.option("--batch", help="Total batch size", metavar="INT", type=COUNT, default=512, show_default=True)
-@click.option("--batch-gpu", help="Limit batch size per process, by gradient accumulation", metavar="INT", type=COUNT)
 @click.option(
-    "--cbase", help="Number of network channels, like --num-channels  [default: varies]", metavar="INT", type=COUNT
+    "--batch", help="Images per step, over all processes", metavar="INT", type=COUNT, default=512, show_default=True
 )
 @click.option(
+    "--batch-gpu", help="At most so many images at a time per process; gradients add up", metavar="INT", type=COUNT
+)
+@click.option("--cbase", help="Another name of --num-channels, which it overrides", metavar="INT", type=COUNT)
+@click.option(
     "--cres",
-    help="Channels per resolution, times the number of channels  [default: varies]",
+    help="Width at each resolution, in units of --num-channels  [default: 2,2,2; adm: 1,2,3,4]",
     metavar="LIST",
     type=IntList(),
 )
-@click.option("--lr", help="Learning rate", metavar="FLOAT", type=POSITIVE, default=10e-4, show_default=True)
+@click.option(
+    "--lr", help="Learning rate, after a linear rise", metavar="FLOAT", type=POSITIVE, default=10e-4, show_default=True
+)
 @click.option(
     "--ema",
     help="EMA half-life as if |D| were 50,000",
     metavar="MIMG",
-    type=click.FloatRange(min=0),
+    type=Float(min=0),
     default=0.5,
     show_default=True,
 )
-@click.option("--dropout", help="Dropout probability", metavar="FLOAT", type=FRACTION, default=0.13, show_default=True)
 @click.option(
-    "--augment", help="Augment probability, 0 = none", metavar="FLOAT", type=FRACTION, default=0.12, show_default=True
+    "--dropout",
+    help="Probability of dropping a feature",
+    metavar="FLOAT",
+    type=FRACTION,
+    default=0.13,
+    show_default=True,
 )
-@click.option("--xflip", help="Enable dataset x-flips", metavar="BOOL", type=bool, default=False, show_default=True)
+@click.option(
+    "--augment",
+    help="Probability of each augmentation",
+    metavar="FLOAT",
+    type=FRACTION,
+    default=0.12,
+    show_default=True,
+)
+@click.option(
+    "--xflip", help="Add the mirror image of each image", metavar="BOOL", type=bool, default=False, show_default=True
+)
 @click.option(
     "--window-size",
     help="Shuffling window of the data order, 0 = the same order in each epoch",
@@ -120,25 +138,29 @@ COUNT = click.IntRange(min=1)
     metavar="LIST",
     type=IntList(),
 )
-@click.option("--weight-decay", help="Weight decay", metavar="FLOAT", type=FRACTION, default=0.0, show_default=True)
+@click.option(
+    "--weight-decay", help="L2 penalty on the weights", metavar="FLOAT", type=FRACTION, default=0.0, show_default=True
+)
 @click.option(
     "--final-ema", help="Final EMA ratio, for mode4", metavar="FLOAT", type=FRACTION, default=0.99929, show_default=True
 )
 @click.option(
     "--optimizer",
-    help="Optimizer",
+    help="Update rule",
     metavar="Adam|SGD",
     type=click.Choice(list(OPTIMIZERS)),
     default="Adam",
     show_default=True,
 )
 @click.option("--momentum", help="Momentum for SGD", metavar="FLOAT", type=FRACTION, default=0.9, show_default=True)
-# Performance-related.
+# How fast.
 @click.option(
-    "--fp16", help="Enable mixed-precision training (CUDA)", metavar="BOOL", type=bool, default=False, show_default=True
+    "--fp16", help="Compute in float16 (CUDA only)", metavar="BOOL", type=bool, default=False, show_default=True
 )
-@click.option("--ls", help="Loss scaling", metavar="FLOAT", type=POSITIVE, default=1, show_default=True)
-@click.option("--bench", help="Enable cuDNN benchmarking", metavar="BOOL", type=bool, default=True, show_default=True)
+@click.option(
+    "--ls", help="Factor on the loss in the backward pass", metavar="FLOAT", type=POSITIVE, default=1, show_default=True
+)
+@click.option("--bench", help="Let cuDNN choose by timing", metavar="BOOL", type=bool, default=True, show_default=True)
 @click.option(
     "--cache",
     help="Hold the dataset in memory, on the device, if it fits",
@@ -151,16 +173,18 @@ COUNT = click.IntRange(min=1)
     "--workers", help="Loader processes, if it does not", metavar="INT", type=COUNT, default=1, show_default=True
 )
 @device_option
-# I/O-related.
-@click.option("--desc", help="String to include in result dir name", metavar="STR")
-@click.option("--nosubdir", help="Do not create a subdirectory for results", is_flag=True)
-@click.option("--tick", help="How often to print progress", metavar="KIMG", type=COUNT, default=50, show_default=True)
-@click.option("--snap", help="How often to save snapshots", metavar="TICKS", type=COUNT, default=50, show_default=True)
-@click.option("--dump", help="How often to dump state", metavar="TICKS", type=COUNT, default=500, show_default=True)
-@click.option("--seed", help="Random seed  [default: random]", metavar="INT", type=click.IntRange(min=0))
+# What is written, and where to begin.
+@click.option("--desc", help="Text at the end of the name of the run folder", metavar="STR")
+@click.option("--nosubdir", help="Write into --outdir itself", is_flag=True)
+@click.option("--tick", help="Interval of status lines", metavar="KIMG", type=COUNT, default=50, show_default=True)
+@click.option(
+    "--snap", help="Interval of network snapshots", metavar="TICKS", type=COUNT, default=50, show_default=True
+)
+@click.option("--dump", help="Interval of training states", metavar="TICKS", type=COUNT, default=500, show_default=True)
+@click.option("--seed", help="Seed of weights, noise and data order  [default: drawn]", metavar="INT", type=SEED)
 @click.option("--transfer", help="Start from the weights of a network snapshot", metavar="SNAPSHOT|URL")
 @click.option("--resume", help="Continue from a training state", metavar="PT")
-@click.option("-n", "--dry-run", help="Print training options and exit", is_flag=True)
+@click.option("-n", "--dry-run", help="Check and show the options only", is_flag=True)
 @report_errors
 def main(**kwargs: Any) -> None:
     """Train a diffusion model, for the study of memorization.
@@ -184,18 +208,12 @@ def main(**kwargs: Any) -> None:
     device = dist.init(opts.device)
     try:
         c = loop_arguments(opts, device)
-        run_dir = dist.broadcast(pick_run_dir(opts, c) if dist.get_rank() == 0 else None)
+        run_dir = dist.on_rank0(pick_run_dir, opts, c)
         print_options(opts, c, run_dir, device)
         if opts.dry_run:
-            dist.print0("Dry run; exiting.")
+            dist.print0("Nothing is trained: --dry-run.")
             return
-        if dist.get_rank() == 0:
-            run_dir.mkdir(parents=True, exist_ok=opts.nosubdir)
-            with atomic_write(run_dir / "training_options.json", "w") as file:
-                json.dump(recorded_options(opts, c), file, indent=2)
-            with Logger(run_dir / "log.txt"):
-                complete = training_loop(run_dir=run_dir, device=device, **c)
-        else:
+        with open_run_dir(run_dir, recorded_options(opts, c), may_exist=opts.nosubdir):
             complete = training_loop(run_dir=run_dir, device=device, **c)
     finally:
         dist.shutdown()
@@ -240,15 +258,13 @@ def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
     c.seed = dist.broadcast(opts.seed if opts.seed is not None else int(torch.randint(1 << 31, []).item()))
 
     # What cannot be built or read is an error now, not after the run folder is made.
-    if opts.transfer is not None:
-        load_network(opts.transfer)
-    if opts.resume is not None:
-        load_state(opts.resume)
     with torch.device("meta"):
-        build_network(
-            **{**c.network_kwargs, "img_resolution": dataset.resolution, "img_channels": dataset.num_channels},
-            label_dim=dataset.label_dim, augment_dim=edm_augment_pipe(1).label_dim if opts.augment else 0,
-        )  # fmt: skip
+        net = make_network(dataset, c.network_kwargs, c.augment)
+    if opts.transfer is not None:
+        check_tensors(net, load_network(opts.transfer)[0].state_dict(), opts.transfer)
+    if opts.resume is not None:
+        shared, _ = load_state(opts.resume)
+        check_state(shared, opts.resume, net, c.batch_size, size, c.optimizer_kwargs, c.total_nimg)
     return c
 
 
@@ -280,8 +296,9 @@ def network_arguments(opts: EasyDict) -> dict:
 def pick_run_dir(opts: EasyDict, c: EasyDict) -> Path:
     """--outdir itself with --nosubdir, else its next numbered subfolder."""
     outdir = Path(opts.outdir)
-    if outdir.exists() and not outdir.is_dir():
-        raise click.ClickException(f'--outdir: "{outdir}" is a file; name a folder.')
+    check_folder(opts.outdir)
+    if opts.desc is not None and "/" in opts.desc:
+        raise ValueError(f'--desc: "{opts.desc}" becomes part of a folder name and cannot hold a slash.')
     if opts.nosubdir:
         return outdir
     runs = [p.name for p in outdir.iterdir() if p.is_dir()] if outdir.is_dir() else []
@@ -293,6 +310,29 @@ def pick_run_dir(opts: EasyDict, c: EasyDict) -> Path:
     return outdir / (name + (f"-{opts.desc}" if opts.desc is not None else ""))
 
 
+@contextlib.contextmanager
+def open_run_dir(run_dir: Path, options: dict, may_exist: bool) -> Iterator[None]:
+    """Make the run folder and log into it, on rank 0. An error before the first snapshot removes a new folder."""
+    new = False
+
+    def make() -> None:
+        nonlocal new
+        exists = run_dir.exists()
+        run_dir.mkdir(parents=True, exist_ok=may_exist)
+        new = not exists
+        with atomic_write(run_dir / "training_options.json", "w") as file:
+            json.dump(options, file, indent=2)
+
+    try:
+        dist.on_rank0(make)
+        with Logger(run_dir / "log.txt") if dist.get_rank() == 0 else contextlib.nullcontext():
+            yield
+    except (ValueError, OSError):
+        if new and not list_snapshots(run_dir):
+            shutil.rmtree(run_dir)
+        raise
+
+
 def recorded_options(opts: EasyDict, c: EasyDict) -> dict:
     """What training_options.json holds: the loop's arguments, and the options they come from."""
     used = {k: opts[k] for k in ["arch", "precond", "cond", "duration", "ema", "num_blocks", "num_channels", "embed"]}
@@ -301,22 +341,17 @@ def recorded_options(opts: EasyDict, c: EasyDict) -> dict:
 
 def print_options(opts: EasyDict, c: EasyDict, run_dir: Path, device: torch.device) -> None:
     size = c.dataset_kwargs["max_size"]
-    dist.print0()
-    dist.print0("Training options:")
+    facts = {
+        "Run folder": run_dir,
+        "Training images": f"{opts.data}, |D| = {size}" + (", with labels" if opts.cond else ""),
+        "Network": f"{opts.arch}, {opts.precond}" + (", float16" if opts.fp16 else ""),
+        "Duration": f"{c.total_nimg / 1000:g} kimg, {c.total_nimg / size:g} epochs",
+        "Optimizer": f"{opts.optimizer}, batch {c.batch_size}",
+        "Processes": f"{dist.get_world_size()}, {device.type}",
+    }
     dist.print0(json.dumps(recorded_options(opts, c), indent=2))
-    dist.print0()
-    dist.print0(f"Output directory:        {run_dir}")
-    dist.print0(f"Dataset path:            {opts.data}")
-    dist.print0(f"Dataset size |D|:        {size}")
-    dist.print0(f"Duration:                {c.total_nimg / 1000:g} kimg, {c.total_nimg / size:g} epochs")
-    dist.print0(f"Class-conditional:       {opts.cond}")
-    dist.print0(f"Network architecture:    {opts.arch}")
-    dist.print0(f"Preconditioning & loss:  {opts.precond}")
-    dist.print0(f"Optimizer:               {opts.optimizer}")
-    dist.print0(f"Processes, device:       {dist.get_world_size()}, {device.type}")
-    dist.print0(f"Batch size:              {c.batch_size}")
-    dist.print0(f"Mixed-precision:         {opts.fp16}")
-    dist.print0()
+    for name, fact in facts.items():
+        dist.print0(f"{name + ':':<17}{fact}")
 
 
 if __name__ == "__main__":

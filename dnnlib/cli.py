@@ -1,6 +1,7 @@
-"""What all command lines share: list arguments and one-line errors."""
+"""What all command lines share: list and number arguments, one-line errors."""
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,23 @@ class IntList(click.ParamType):
             return parse_int_list(value)
         except ValueError as err:
             self.fail(str(err), param, ctx)
+
+
+class Float(click.FloatRange):
+    """Command-line type of a number in a range, as `click.FloatRange`; but nan, which passes every range, is refused.
+
+    inf is taken only with `infinite`.
+    """
+
+    def __init__(self, *args: Any, infinite: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.infinite = infinite
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number) or (math.isinf(number) and not self.infinite):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
 def report_errors(main: Callable) -> Callable:

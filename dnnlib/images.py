@@ -152,6 +152,8 @@ class ImageFiles:
     """
 
     def __init__(self, path: str | os.PathLike):
+        if not os.fspath(path):
+            raise ValueError("The name of the images is empty; give a folder or a zip of images.")
         self.path = Path(path)
         self._zip: tuple[int, zipfile.ZipFile] | None = None  # process id, handle
         if self.path.is_dir():

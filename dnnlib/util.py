@@ -56,14 +56,14 @@ def parse_int_list(text: str) -> list[int]:
 
 def format_time(seconds: float) -> str:
     """Format a duration the way the status lines do: 12s, 3m 07s, 2h 05m 00s, 1d 02h 03m."""
-    s = int(round(seconds))
-    if s < 60:
-        return f"{s}s"
-    if s < 60 * 60:
-        return f"{s // 60}m {s % 60:02}s"
-    if s < 24 * 60 * 60:
-        return f"{s // 3600}h {s // 60 % 60:02}m {s % 60:02}s"
-    return f"{s // 86400}d {s // 3600 % 24:02}h {s // 60 % 60:02}m"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h:02}h {m:02}m"
+    if hours:
+        return f"{h}h {m:02}m {s:02}s"
+    return f"{m}m {s:02}s" if minutes else f"{s}s"
 
 
 # ----------------------------------------------------------------------------
@@ -96,6 +96,23 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = True
         raise
 
 
+def check_folder(path: str | os.PathLike) -> None:
+    """Refuse a folder that files cannot be written to, without making it.
+
+    Raises
+    ------
+    OSError
+        If the name is empty, there is a file of that name or above it, or the nearest folder is read-only.
+    """
+    if not os.fspath(path):
+        raise NotADirectoryError("The name of a folder to write to is empty.")
+    nearest = next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f'"{path}" cannot be written to: "{nearest}" is a file.')
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f'"{path}" cannot be written to: no permission to write in "{nearest}".')
+
+
 def is_url(text: str) -> bool:
     """True for http and https addresses."""
     return urlsplit(str(text)).scheme in ("http", "https")
@@ -122,7 +139,7 @@ def fetch(path_or_url: str, *, verbose: bool = True) -> Path:
     """
     if not is_url(path_or_url):
         path = Path(path_or_url)
-        if not path.exists():
+        if not os.fspath(path_or_url) or not path.exists():
             raise FileNotFoundError(f'"{path}" does not exist.')
         return path
 

@@ -142,11 +142,13 @@ def neighbour_grid(
 
 
 def check_format(path: str | os.PathLike) -> None:
-    """Raise ValueError if the suffix of `path` is no format that can be drawn."""
+    """Raise ValueError if the suffix of `path` is no format that can be drawn, or `path` is a folder."""
     suffix = Path(path).suffix.lower().lstrip(".")
     formats = ("png", "pdf", "svg", "jpg", "jpeg", "webp")
     if suffix not in formats:
         raise ValueError(f'"{path}" does not say a format for the figure; end it in one of .{", .".join(formats)}.')
+    if Path(path).is_dir():
+        raise ValueError(f'"{path}" is a folder; name a file for the figure.')
 
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:

@@ -145,7 +145,8 @@ def check_inputs(
     if not len(seeds):
         raise ValueError("There are no seeds; name at least one image to generate.")
     if len(set(seeds)) != len(seeds):
-        twice = next(seed for i, seed in enumerate(sorted(seeds)) if seed == sorted(seeds)[i + 1])
+        ordered = sorted(seeds)
+        twice = next(seed for seed, following in zip(ordered, ordered[1:]) if seed == following)
         raise ValueError(f"Seed {twice} appears more than once; each image may count only once.")
     if len(reference) < 2:
         raise ValueError(f"The reference for nearest neighbours has {len(reference)} image(s); d1/d2 needs at least 2.")

@@ -93,7 +93,7 @@ def write_measurement(
         "num_samples": n,
         "mean_distance": measurement.mean_distance,
         **settings,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
     with atomic_write(log.parent / "knn-dist" / f"network-snapshot-{kimg:06d}.npz") as file:

@@ -1,14 +1,21 @@
-"""The closed-form optimum against its definition in float64 (tests/reference/optimum.npz) and its properties."""
+"""The closed-form optimum against its definition in float64 (tests/reference/optimum.npz), and what is built on it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from sklearn.datasets import load_digits
+from test_training import torchrun
 
-from training.optim import OptimEDM, load_optimum
+import generate_optim
+from training.decoded import decoded_images
+from training.optim import OptimEDM, load_optimum, split_tf32
 from training.samplers import StackedRandomGenerator, edm_sampler
+from training.trace import read_trace
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "optimum.npz")
 DIGITS = np.round(load_digits().images * 255 / 16).astype(np.uint8)[:, None]
@@ -20,22 +27,133 @@ def test_equals_the_definition(chunk):
     net = OptimEDM(REFERENCE["images"], chunk=chunk)
     x, sigma = torch.from_numpy(REFERENCE["x"]), torch.from_numpy(REFERENCE["sigma"])
     np.testing.assert_allclose(net(x, sigma), REFERENCE["out"], atol=1e-4)
-    log_p = net.posterior_mean(x, sigma)[1]
-    np.testing.assert_allclose(log_p, REFERENCE["log_p"], rtol=1e-9, atol=1e-6)
+    log_p = net.log_density(x, sigma) + np.log(200) + 96 * (2 * np.pi * sigma**2).log()
+    np.testing.assert_allclose(log_p.numpy(), REFERENCE["log_p"], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("sigma", [0.002, 0.02, 0.2, 2, 20, 80])
-def test_equals_the_definition_at_every_noise_level_with_near_duplicates(sigma):
-    images = np.concatenate([DIGITS[:200], DIGITS[:5]])
-    images[200:, 0, 0, 0] ^= 1  # one pixel, one level
+def definition(images, x, sigma):
+    """Weights [batch, N] and denoised [batch, dim] in float64, straight from the formula."""
     y = images.reshape(len(images), -1) / 127.5 - 1
-    x = y[:5] + sigma * np.random.RandomState(0).randn(5, 64)
-    squared = ((x[:, None] - y) ** 2).sum(2)
+    squared = np.stack([((row - y) ** 2).sum(1) for row in x.reshape(len(x), -1)])
     logits = -squared / (2 * sigma**2)
     w = np.exp(logits - logits.max(1, keepdims=True))
-    expected = (w / w.sum(1, keepdims=True)) @ y
-    out = OptimEDM(images)(torch.from_numpy(x).reshape(5, 1, 8, 8), torch.tensor([sigma]))
-    np.testing.assert_allclose(out.flatten(1), expected, atol=1e-4)
+    w /= w.sum(1, keepdims=True)
+    return w, w @ y
+
+
+NEAR = np.concatenate([DIGITS, DIGITS[:5]])  # with near-duplicates: one pixel, one level
+NEAR[len(DIGITS) :, 0, 3, 3] ^= 1
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.005, 0.02, 0.1, 0.3, 1, 2, 5, 20, 80])
+@pytest.mark.parametrize("skip", [True, False])
+def test_equals_the_definition_at_every_noise_level(sigma, skip):
+    random = np.random.RandomState(0)
+    picked = np.concatenate([np.arange(5), random.choice(len(NEAR), 20, replace=False)])
+    x = NEAR[picked] / 127.5 - 1 + sigma * random.randn(25, 1, 8, 8)
+    net = OptimEDM(NEAR, skip=skip, chunk=500)
+    w, expected = definition(NEAR, x, sigma)
+    out = net(torch.from_numpy(x), torch.tensor([sigma]))
+    np.testing.assert_allclose(out.flatten(1), expected, atol=1e-5)
+    posterior = net.posterior(torch.from_numpy(x), torch.tensor([sigma]))
+    entropy = -(w * np.log(np.maximum(w, 1e-300))).sum(1)
+    np.testing.assert_allclose(posterior.effective_number, np.exp(entropy), rtol=1e-4)
+    np.testing.assert_allclose(posterior.weight, w.max(1), rtol=1e-4)
+    np.testing.assert_allclose(w[np.arange(25), posterior.nearest], w.max(1), rtol=1e-4)
+
+
+def test_near_duplicates_share_the_weight_at_small_sigma():
+    """Two training images that differ by one level in one pixel: naive |x|^2 - 2 x.y + |y|^2 would lose it."""
+    net = OptimEDM(NEAR)
+    x = torch.from_numpy(NEAR[:1] / 127.5 - 1)
+    step = 1 / 127.5
+    for sigma in [0.002, 0.004, 0.008]:
+        posterior = net.posterior(x, torch.tensor([sigma], dtype=torch.float64))
+        assert posterior.nearest.item() == 0
+        expected = 1 / (1 + np.exp(-(step**2) / (2 * sigma**2)))
+        assert posterior.weight.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_skipping_changes_nothing_along_a_path():
+    """Points that jump about, too: memory of one call must not mislead the next."""
+    random = torch.Generator().manual_seed(0)
+    fast, plain = OptimEDM(NEAR), OptimEDM(NEAR, skip=False)
+    noise = torch.randn(24, 1, 8, 8, generator=random, dtype=torch.float64)
+    target = torch.from_numpy(NEAR[:24] / 127.5 - 1)
+    for k, sigma in enumerate([80, 10, 3, 2, 1.5, 1, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.01, 0.002, 1, 0.1, 40, 0.05]):
+        if k % 5 == 4:
+            target = target.roll(1, 0)  # every row now belongs to another image
+        x = target + sigma * (noise + 0.1 * torch.randn(noise.shape, generator=random, dtype=torch.float64))
+        torch.testing.assert_close(fast(x, torch.tensor(sigma)), plain(x, torch.tensor(sigma)), rtol=0, atol=1e-5)
+
+
+def test_most_calls_of_a_sampler_read_few_images(monkeypatch):
+    passes = []
+    dense = OptimEDM._dense
+    monkeypatch.setattr(OptimEDM, "_dense", lambda self, *args: passes.append(len(args[1])) or dense(self, *args))
+    net = OptimEDM(DIGITS)
+    rnd = StackedRandomGenerator("cpu", range(16))
+    edm_sampler(net, rnd.randn([16, 1, 8, 8]))
+    assert sum(passes) < 0.7 * 35 * 16  # rows that were compared with all images
+
+
+def test_every_call_finds_the_images_that_matter_although_it_skips():
+    """A far outlier, which the bounds must not throw away with the rest."""
+    images = DIGITS.copy()
+    images[77] = 255 - images[77]
+    net = OptimEDM(images)
+    x = torch.from_numpy(images[76:78] / 127.5 - 1)
+    for sigma in [3.0, 1.0, 0.3, 0.1]:
+        assert net.posterior(x, torch.tensor(sigma)).nearest.tolist() == [76, 77]
+        x = x.flip(0)
+        assert net.posterior(x, torch.tensor(sigma)).nearest.tolist() == [77, 76]
+        x = x.flip(0)
+
+
+def test_constant_borders_are_cut_off_and_put_back():
+    padded = np.pad(DIGITS[:300], [(0, 0), (0, 0), (4, 4), (4, 4)])
+    inner, outer = OptimEDM(DIGITS[:300]), OptimEDM(padded)
+    x = torch.randn(6, 1, 16, 16, dtype=torch.float64)
+    sigma = torch.tensor(1.5)
+    out = outer(x, sigma)
+    torch.testing.assert_close(out[:, :, 4:12, 4:12], inner(x[:, :, 4:12, 4:12], sigma))
+    assert (out[:, :, :4] == -1).all()
+    single = OptimEDM(DIGITS[:1])  # nothing varies
+    torch.testing.assert_close(
+        single(x[:, :, :8, :8], sigma), torch.from_numpy(DIGITS[:1] / 127.5 - 1).float().expand(6, -1, -1, -1)
+    )
+
+
+def test_log_density_is_a_density():
+    """Against scipy's normal densities, with the border that `OptimEDM` cuts off."""
+    from scipy.special import logsumexp
+    from scipy.stats import multivariate_normal
+
+    images = np.pad(DIGITS[:30], [(0, 0), (0, 0), (1, 1), (1, 1)])
+    x = images[:4] / 127.5 - 1 + 0.5 * np.random.RandomState(0).randn(4, 1, 10, 10)
+    means = images.reshape(30, -1) / 127.5 - 1
+    logs = [multivariate_normal.logpdf(x.reshape(4, -1), mean, 0.25 * np.eye(100)) for mean in means]
+    expected = logsumexp(logs, axis=0) - np.log(30)
+    out = OptimEDM(images).log_density(torch.from_numpy(x), torch.tensor(0.5))
+    np.testing.assert_allclose(out, expected, rtol=1e-9)
+
+
+def test_tf32_terms_add_up():
+    a = torch.randn(1000) * torch.logspace(-6, 6, 1000)
+    terms = split_tf32(a)
+    assert torch.equal(terms[0].double() + terms[1].double() + terms[2].double(), a.double())
+    for term in terms:  # 11 significant bits: nothing is lost where the 13 low bits of the mantissa are cut
+        assert torch.equal((term.view(torch.int32) & -0x2000).view(torch.float32), term)
+
+
+def test_ref_size_takes_another_subset_at_each_call():
+    net = OptimEDM(DIGITS, ref_size=100)
+    x, sigma = torch.zeros(1, 1, 8, 8), torch.tensor(50.0)
+    first, second = net(x, sigma), net(x, sigma)
+    assert (first - second).abs().max() > 1e-3
+    assert (first - OptimEDM(DIGITS)(x, sigma)).abs().max() < 0.5
+    again = OptimEDM(DIGITS, ref_size=100)
+    assert torch.equal(again(x, sigma), first)
 
 
 def test_only_images_of_the_class_carry_weight():
@@ -95,3 +213,71 @@ def test_wrong_input(tmp_path):
     np.savez(tmp_path / "e.npz", images=np.array([{}], dtype=object))  # an object array is a pickle: refused
     with pytest.raises(ValueError, match="cannot be read as .npz"):
         load_optimum(tmp_path / "e.npz")
+
+
+# ----------------------------------------------------------------------------
+# Large sets: a decoded copy beside the zip, shards over processes.
+
+
+def test_decoded_copy_is_written_once_and_follows_the_zip(make_zip, tmp_path):
+    path = make_zip(DIGITS[:10, 0], None, tmp_path / "d.zip")
+    images = decoded_images(path)
+    assert isinstance(images, np.memmap) and np.array_equal(images, DIGITS[:10])
+    (copy,) = tmp_path.glob("*.npy")
+    written = copy.stat().st_mtime_ns
+    decoded_images(path)
+    assert copy.stat().st_mtime_ns == written
+    make_zip(DIGITS[5:12, 0], None, tmp_path / "d.zip")
+    assert np.array_equal(decoded_images(path), DIGITS[5:12])
+    assert len(list(tmp_path.iterdir())) == 2  # the old copy is gone, no temporary file is left
+    (copy,) = tmp_path.glob("*.npy")
+    copy.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="delete it"):
+        decoded_images(path)
+    with pytest.raises(ValueError, match="not a dataset zip"):
+        decoded_images(tmp_path)
+
+
+def test_decoded_copy_asked_for_by_several_processes(make_zip, tmp_path):
+    path = make_zip(DIGITS[:300, 0], None, tmp_path / "d.zip")
+    code = "import sys; from training.decoded import decoded_images; print(int(decoded_images(sys.argv[1]).sum()))"
+    jobs = [subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, cwd=ROOT) for _ in range(3)]
+    sums = [int(job.communicate(timeout=60)[0]) for job in jobs]
+    assert sums == [int(DIGITS[:300].sum())] * 3 and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("extra", [[], ["--cond=1"]])
+def test_shards_give_the_images_of_one_process(extra, digits_zip, tmp_path, run_cli):
+    args = ["--network", digits_zip, "--seeds=0-19", "--device=cpu", "--batch=20", *extra]
+    run_cli(generate_optim.main, [*args, "--outdir", tmp_path / "one", f"--trace={tmp_path / 'one.csv'}"])
+    out = torchrun(
+        2, "generate_optim.py", *args, "--outdir", tmp_path / "two", "--shard", f"--trace={tmp_path / 'two.csv'}"
+    )
+    assert "Generating 20 images" in out
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) == 20 and all(
+        (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names
+    )
+    one, two = read_trace(tmp_path / "one.csv"), read_trace(tmp_path / "two.csv")
+    np.testing.assert_array_equal(one["nearest_index"], two["nearest_index"])
+    np.testing.assert_allclose(one["effective_number"], two["effective_number"], rtol=1e-4)
+
+
+def test_more_shards_than_images(make_zip, tmp_path):
+    path = make_zip(DIGITS[:1, 0], None, tmp_path / "d.zip")
+    out = torchrun(2, "generate_optim.py", "--network", path, "--outdir", tmp_path / "o", "--shard", code=1)
+    assert "holds 1 images, too few" in out and not (tmp_path / "o").exists()
+
+
+def test_trace_has_a_row_per_seed_and_step(digits_zip, tmp_path, run_cli):
+    args = ["--network", digits_zip, "--seeds=3-7", "--batch=2", "--steps=12", "--device=cpu", "--mmap"]
+    run_cli(generate_optim.main, [*args, "--outdir", tmp_path / "o", "--trace", tmp_path / "t.csv"])
+    table = read_trace(tmp_path / "t.csv")
+    assert len(table["seed"]) == 5 * 12 and (table["size"] == 1797).all()
+    rows = table["seed"] == 5
+    sigma, number = table["sigma"][rows], table["effective_number"][rows]
+    assert table["step"][rows].tolist() == list(range(12))
+    assert sigma[0] == 80 and sigma[-1] == pytest.approx(0.002) and (np.diff(sigma) < 0).all()
+    assert number[0] > 1500 and number[-1] == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ValueError, match="not a trace"):
+        read_trace(ROOT / "pyproject.toml")

@@ -1,9 +1,9 @@
 """Processes and devices: everything works the same with one process and with many."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 
@@ -87,10 +87,27 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def gather(array: np.ndarray) -> list[np.ndarray]:
-    """Return the arrays of all ranks, in rank order; their shapes may differ."""
+def gather(value: Any) -> list[Any]:
+    """Return the values of all ranks (anything that pickles, such as arrays), in rank order."""
     if get_world_size() == 1:
-        return [array]
+        return [value]
     parts: list[Any] = [None] * get_world_size()
-    torch.distributed.all_gather_object(parts, array)
+    torch.distributed.all_gather_object(parts, value)
     return parts
+
+
+def on_rank0(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Return on every rank what `function` returns on rank 0, where alone it is called.
+
+    Its OSError or ValueError is raised on every rank, too: none is left waiting for rank 0.
+    """
+    result = error = None
+    if get_rank() == 0:
+        try:
+            result = function(*args, **kwargs)
+        except (OSError, ValueError) as err:
+            error = err
+    result, error = broadcast((result, error))
+    if error is not None:
+        raise error
+    return result

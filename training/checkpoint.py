@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,11 @@ def save_state(path: str | os.PathLike, shared: dict[str, Any], per_rank: dict[s
     """
     ranks = dist.gather(per_rank)
     if dist.get_rank() == 0:
-        with atomic_write(path) as file:
-            torch.save(dict(format=FORMAT_VERSION, shared=shared, ranks=ranks), file)
+        try:
+            with atomic_write(path) as file:
+                torch.save(dict(format=FORMAT_VERSION, shared=shared, ranks=ranks), file)
+        except RuntimeError as err:  # what torch makes of an error of the file
+            raise OSError(f'"{path}" cannot be written; is the disk full? ({err})') from err
     dist.barrier()
 
 
@@ -57,12 +61,13 @@ def load_state(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]
     if not path.is_file():
         raise FileNotFoundError(f'"{path}" does not exist.')
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # on the pickle protocol of a file that is none
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # pickle, zip and torch each have their own
         raise ValueError(
             f'"{path}" is cut short or not a training state of this project ({type(err).__name__}).'
         ) from err
-    if not isinstance(data, dict) or data.get("format") != FORMAT_VERSION:
+    if not isinstance(data, dict) or data.get("format") != FORMAT_VERSION or not {"shared", "ranks"} <= data.keys():
         raise ValueError(f'"{path}" is not a training state of format {FORMAT_VERSION}.')
     if len(data["ranks"]) != dist.get_world_size():
         raise ValueError(

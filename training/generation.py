@@ -1,7 +1,7 @@
 """The one loop from seeds to uint8 images; every tool that samples uses it."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib.images import encode_png
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, check_folder
 from torch_utils import distributed as dist
 from training.samplers import ABLATIONS, StackedRandomGenerator, ablation_sampler, edm_sampler
 
@@ -93,9 +93,13 @@ def generate_to_folder(
     seeds: Sequence[int],
     outdir: str | os.PathLike,
     subdirs: bool = False,
+    on_batch: Callable[[list[int]], None] | None = None,
     **kwargs: Any,
 ) -> None:
-    """Generate all `seeds`, shared among the ranks, as PNGs in `outdir`; `kwargs` as in `generate_images`.
+    """Generate all `seeds` as PNGs in `outdir`; `kwargs` as in `generate_images`.
+
+    The ranks share the seeds; a `net` that is sharded over ranks is called for all seeds by each of them.
+    `on_batch` is told the seeds of each finished batch.
 
     Raises
     ------
@@ -105,13 +109,17 @@ def generate_to_folder(
     check_class(net, kwargs.get("class_idx"))
     if len(set(seeds)) != len(seeds):
         raise ValueError("--seeds names a seed twice; each makes one file.")
-    Path(outdir).mkdir(parents=True, exist_ok=True)
-    share = split_seeds(seeds)
+    check_folder(outdir)  # save_png makes it: arguments that the sampler refuses leave nothing behind
+    together = getattr(net, "shard", False)
+    share = list(seeds) if together else split_seeds(seeds)
     dist.print0(f'Generating {len(seeds)} images to "{outdir}"...')
     with tqdm(total=len(share), unit="img", disable=None if dist.get_rank() == 0 else True) as bar:
         for batch_seeds, images in generate_images(net, share, **kwargs):
-            for seed, image in zip(batch_seeds, images):
-                save_png(image, outdir, seed, subdirs)
+            if not together or dist.get_rank() == 0:
+                for seed, image in zip(batch_seeds, images):
+                    save_png(image, outdir, seed, subdirs)
+            if on_batch is not None:
+                on_batch(batch_seeds)
             bar.update(len(batch_seeds))
     dist.barrier()
     dist.print0("Done.")

@@ -140,6 +140,11 @@ class GroupNorm(torch.nn.Module):
     def __init__(self, num_channels: int, num_groups: int = 32, min_channels_per_group: int = 4, eps: float = 1e-5):
         super().__init__()
         self.num_groups = max(min(num_groups, num_channels // min_channels_per_group), 1)
+        if num_channels % self.num_groups:
+            raise ValueError(
+                f"{num_channels} channels cannot be normalized in {self.num_groups} equal groups; "
+                "take channels (--num-channels times --cres) that are a multiple of 4, above 128 of 32."
+            )
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(num_channels))
         self.bias = torch.nn.Parameter(torch.zeros(num_channels))
@@ -182,6 +187,8 @@ class UNetBlock(torch.nn.Module):
         self.num_heads = 0
         if attention:
             self.num_heads = num_heads if num_heads is not None else max(out_channels // channels_per_head, 1)
+            if out_channels % self.num_heads:
+                raise ValueError(f"{out_channels} channels cannot be shared by {self.num_heads} attention heads.")
         self.dropout = dropout
         self.skip_scale = skip_scale
         self.adaptive_scale = adaptive_scale
@@ -329,7 +336,7 @@ class SongUNet(torch.nn.Module):
         ]:
             if value not in known:
                 raise ValueError(f'{what} must be one of {", ".join(known)}, not "{value}".')
-        _check_resolution(img_resolution, len(channel_mult))
+        _check_sizes(img_resolution, channel_mult, model_channels * channel_mult_noise)
         num_skips = (num_blocks + 1) * len(channel_mult)
         skip_connections = list(skip_connections) if skip_connections else [1] * num_skips
         if len(skip_connections) != num_skips or not set(skip_connections) <= {0, 1}:
@@ -475,7 +482,7 @@ class DhariwalUNet(torch.nn.Module):
         dropout: float = 0.10,
         label_dropout: float = 0,
     ):
-        _check_resolution(img_resolution, len(channel_mult))
+        _check_sizes(img_resolution, channel_mult, model_channels)
         super().__init__()
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
@@ -559,7 +566,12 @@ class DhariwalUNet(torch.nn.Module):
         return self.out_conv(silu(self.out_norm(x)))
 
 
-def _check_resolution(img_resolution: int, levels: int) -> None:
+def _check_sizes(img_resolution: int, channel_mult: Sequence[int], noise_channels: int) -> None:
+    if min(channel_mult, default=0) < 1:
+        raise ValueError(f"channel_mult (--cres) must be whole numbers from 1, not {list(channel_mult)}.")
+    if noise_channels < 4 or noise_channels % 2:
+        raise ValueError(f"An even number of channels (--num-channels), 4 or more, is needed, not {noise_channels}.")
+    levels = len(channel_mult)
     if img_resolution < 1 or img_resolution % (1 << (levels - 1)):
         raise ValueError(
             f"Images of {img_resolution} pixels cannot be halved {levels - 1} times; "

@@ -10,30 +10,130 @@ the posterior mean of the training set under Gaussian noise. Sampling from it on
 
 import math
 import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dnnlib.util import fetch
+from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
+from training.decoded import decoded_images
+
+NEGLECT = 1e-6  # weight that all skipped images of a row have together, at most
+_LIST = 16384  # images per row that are remembered as still able to carry weight
+_KEEP = 64  # of these, at least so many are kept from call to call
+_EXACT = 512  # images per row whose distances are computed one by one, in float64
+_MARGIN = 1.5  # remembered images reach beyond the needed ones by this factor
+_UNIT = 2.0**-24  # unit roundoff of float32
+
+
+class Posterior(NamedTuple):
+    """What sum_i w_i y_i is made of; one entry per row."""
+
+    effective_number: Tensor  # exp of the entropy of w, float64 [batch]
+    nearest: Tensor  # index of the training image with the largest weight, int64 [batch]
+    weight: Tensor  # its weight, float64 [batch]
+
+
+@dataclass
+class _Sums:
+    """Softmax sums over some images, relative to the largest logit; float64. They add up: see `combine`."""
+
+    top: Tensor  # [batch], largest logit
+    total: Tensor  # [batch], sum of e = exp(logit - top)
+    moment: Tensor  # [batch], sum of e (logit - top)
+    mean: Tensor  # [batch, dim], sum of e v
+    nearest: Tensor  # int64 [batch], index with the largest logit
+
+    @classmethod
+    def empty(cls, batch: int, dim: int, device: torch.device) -> "_Sums":
+        zeros = torch.zeros(batch, dtype=torch.float64, device=device)
+        index = torch.zeros(batch, dtype=torch.int64, device=device)
+        return cls(zeros - math.inf, zeros.clone(), zeros.clone(), zeros.new_zeros(batch, dim), index)
+
+    @staticmethod
+    def combine(parts: "list[_Sums]") -> "_Sums":
+        """Sums over all images from those over disjoint sets of them; ties go to the earlier part."""
+        result = parts[0]
+        for part in parts[1:]:
+            top = torch.maximum(result.top, part.top)
+            a, b = _decay(result.top, top), _decay(part.top, top)
+            moment = a * (result.moment + _shift(result.top, top) * result.total)
+            moment = moment + b * (part.moment + _shift(part.top, top) * part.total)
+            result = _Sums(
+                top, a * result.total + b * part.total, moment, a[:, None] * result.mean + b[:, None] * part.mean,
+                torch.where(part.top > result.top, part.nearest, result.nearest),
+            )  # fmt: skip
+        return result
+
+    def put(self, rows: Tensor, other: "_Sums") -> None:
+        """Overwrite the given rows."""
+        for name in ("top", "total", "moment", "mean", "nearest"):
+            getattr(self, name)[rows] = getattr(other, name)
+
+
+def _decay(old: Tensor, new: Tensor) -> Tensor:
+    return torch.where(old == -math.inf, torch.zeros_like(old), (old - new).exp())
+
+
+def _shift(old: Tensor, new: Tensor) -> Tensor:
+    return torch.where(old == -math.inf, torch.zeros_like(old), old - new)
+
+
+@dataclass
+class _Memory:
+    """For one row, after a call at u0: which images may matter near u0, and how far away all others are.
+
+    Distances are told relative to one image, the pivot p: G_i(u) = |u - v_i|^2 - |u - p|^2.
+    """
+
+    group: int  # class of the row, -1 = all images; other images are not in the sum
+    u0: Tensor  # float64 [dim]
+    pivot: Tensor  # int64 [1], an image near u0
+    index: Tensor  # int64 [m], images remembered
+    G: Tensor  # float64 [m], lower bounds of G_i(u0)
+    rest: float  # G_i(u0) of all other images is at least this
 
 
 class OptimEDM(torch.nn.Module):
     """D*(x; sigma) of a training set, with the attributes and the call of the preconditioned networks.
 
-    The images stay uint8 on the device and are visited in chunks; per chunk the running maximum of the
-    logits, the sum of weights and the weighted sum of images are updated (the streaming form of softmax),
-    so nothing of width N but the images themselves is held. Distances are |x|^2 - 2 x.y + |y|^2 in float64:
-    their rounding error, below 1e-12 |x|^2, divided by 2 sigma^2 stays below 1e-6 down to sigma = 0.002.
+    Exactness. Write u, v_i for x, y_i in pixel units 0..255. Where at most 512 images per row can carry
+    weight, their |u - v_i|^2 are computed in float64 from the differences: no cancellation, also for
+    near-duplicates at sigma = 0.002. Which those are is decided in float32 with a margin of twice the
+    rounding error bound 2 dim 2^-24 |u| max|v| (Higham 2002, Section 3.1), so none is missed. Where more
+    images carry weight, sigma is comparable to the distances between images, and logits come from float32
+    matrix products: their relative rounding error, at most dim 2^-24 and in practice a few 2^-24, leaves
+    D* within 1e-5 (measured by the tests; 1e-4 is promised). Sums over images are in float64.
+
+    Skipping. Images are left out only where all of them together have weight below 1e-6. A dense pass at
+    u0 remembers, per row, the nearest image p, the images within reach, and a bound of the others. Let
+    u - p = a (u0 - p) + rho with 0 <= a <= 1, as for a point that has moved along its noise towards p. Then for
+    each image, with m = |v_i - p| and by Cauchy-Schwarz,
+
+        |u - v_i|^2 - |u - p|^2  =  a G_i(u0) + (1 - a) m^2 - 2 rho.(v_i - p)
+                                 >=  a G_i(u0) + min_m ((1 - a) m^2 - 2 |rho| m),
+
+    which proves, without reading it, that an image carries less than 1e-6 / N of the weight of p. Rows for
+    which the bound does not suffice take a dense pass. `skip=False` turns this off.
+
+    Memory. The images stay uint8, in memory or in a memory-mapped file, and are visited in chunks; besides
+    them there are 8 bytes per image, and up to 16384 remembered images per row of the batch.
 
     Parameters
     ----------
     images : uint8 [N, C, H, W]
     labels : int64 [N], to restrict the sum to the images of a class; None = unconditional
     sigma_min, sigma_max : range of noise levels that a sampler may use
+    ref_size : take a new random subset of so many images at each call, as the published code does
+    skip : skip images that provably carry no weight
+    shard : `images` are this rank's part of the training set, and all ranks make every call together
     chunk : images visited at a time
 
     Raises
@@ -48,108 +148,475 @@ class OptimEDM(torch.nn.Module):
         labels: np.ndarray | Tensor | None = None,
         sigma_min: float = 0,
         sigma_max: float = float("inf"),
+        ref_size: int | None = None,
+        skip: bool = True,
+        shard: bool = False,
         chunk: int = 2048,
     ):
         super().__init__()
-        images = torch.as_tensor(images)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a memory-mapped file is read-only; nothing writes to it
+            images = torch.as_tensor(images)
         if images.ndim != 4 or images.dtype != torch.uint8 or len(images) == 0 or images.shape[2] != images.shape[3]:
             raise ValueError(
                 "The optimum needs square images, uint8 [N, C, H, W] with N > 0, not "
                 f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}."
             )
+        if ref_size is not None and ref_size < 1:
+            raise ValueError(f"ref_size must be at least 1, not {ref_size}.")
         self.img_channels, self.img_resolution = images.shape[1], images.shape[2]
-        self.sigma_min, self.sigma_max, self.chunk = sigma_min, sigma_max, chunk
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.ref_size, self.skip, self.shard, self.chunk = ref_size, skip, shard, chunk
+        self.images = images  # no buffer: may stay in a file or on the CPU while the rest is on a GPU
+        self._subset = torch.Generator().manual_seed(0)  # of ref_size
+        self._memory: list[_Memory | None] = []
+        self.trace: list[tuple[Tensor, Posterior]] | None = None  # (sigma, posterior) of each call, while a list
+
         self.label_dim = 0
-        self.register_buffer("images", images.flatten(1))  # [N, C H W]
-        self.register_buffer("labels", None)
+        self.register_buffer("order", None, persistent=False)  # images by class
+        self.register_buffer("bounds", None, persistent=False)  # where each class begins in `order`
         if labels is not None:
             labels = torch.as_tensor(labels)
             if labels.shape != (len(images),) or labels.is_floating_point() or labels.min() < 0:
                 raise ValueError(f"Labels must be one non-negative integer for each of the {len(images)} images.")
-            self.labels = labels.to(torch.int64)
-            self.label_dim = int(labels.max()) + 1
+            self.label_dim = int(max(self._gather(labels.max()))) + 1
+            counts = torch.bincount(labels.to(torch.int64), minlength=self.label_dim)
+            self.order = torch.argsort(labels, stable=True)
+            self.bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+        # Geometry of the set, in pixel units. Pixels that never vary are cut off: they are the same in D*.
+        low, high = images[0].clone(), images[0].clone()
+        for part in images.split(chunk):
+            low, high = torch.minimum(low, part.amin(0)), torch.maximum(high, part.amax(0))
+        low, high = torch.stack(self._gather(low)).amin(0), torch.stack(self._gather(high)).amax(0)
+        sizes = [int(n) for n in self._gather(torch.tensor(len(images)))]
+        self.size = sum(sizes)  # N, over all shards
+        self.first = sum(sizes[: dist.get_rank()]) if shard else 0  # index of our first image
+        varies = (low != high).any(0)
+        ys, xs = varies.any(1).nonzero().flatten().tolist() or [0], varies.any(0).nonzero().flatten().tolist() or [0]
+        self._box = (slice(None), slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
+        self.register_buffer("constant", low.to(torch.float64), persistent=False)
+        squares = [self._crop(part).to(torch.float64).square().sum(1) for part in images.split(chunk)]
+        self.register_buffer("square", torch.cat(squares), persistent=False)  # |v_i|^2, float64 [N]
+        self._largest = float(self.square.max()) ** 0.5  # max |v_i|
+
+    # ------------------------------------------------------------------------
+    # What it tells.
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, **_: Any) -> Tensor:
-        """Denoise x [batch, C, H, W] at sigma ([batch] or one), for the classes given; float32 of x's shape."""
-        return self.posterior_mean(x, sigma, class_labels)[0].to(torch.float32)
-
-    def posterior_mean(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return D*(x; sigma) and log sum_i exp(-|x - y_i|^2 / (2 sigma^2)), both float64.
+        """Denoise.
 
         Parameters
         ----------
-        x : [batch, C, H, W], data in [-1, 1]
-        sigma : [batch] or one for all
-        class_labels : int64 indices [batch] or one-hot rows [batch, label_dim]; needed with labels
+        x : noisy images [batch, C, H, W], data in [-1, 1]
+        sigma : noise level, [batch] or one for all
+        class_labels : int64 indices [batch] (or one), or one-hot rows [batch, label_dim]; needed with labels
+
+        Returns
+        -------
+        denoised, float32, the shape of x
 
         Raises
         ------
         ValueError
-            If a class has no training image.
+            If a class has no training image, or classes are missing.
         """
-        rows = x.to(torch.float64).flatten(1)  # [batch, dim]
-        scale = -0.5 / sigma.to(torch.float64).reshape(-1, 1).expand(len(rows), 1) ** 2
-        wanted = self._wanted(class_labels, len(rows))
+        sums, _ = self._evaluate(x, sigma, class_labels)
+        if self.trace is not None:
+            self.trace.append((sigma.reshape(-1).expand(len(x)).cpu(), _posterior(sums)))
+        denoised = self.constant.expand(len(x), *self.constant.shape).clone()
+        box = denoised[(slice(None), *self._box)]
+        box.copy_((sums.mean / sums.total[:, None]).reshape(box.shape))
+        return (denoised / 127.5 - 1).to(torch.float32)
 
-        top = torch.full([len(rows), 1], -math.inf, dtype=torch.float64, device=rows.device)  # max of the logits
-        total = torch.zeros_like(top)  # sum of exp(logit - top)
-        mean = torch.zeros_like(rows)  # sum of exp(logit - top) y
-        norms = rows.square().sum(1, keepdim=True)
-        for start in range(0, len(self.images), self.chunk):
-            y = self.images[start : start + self.chunk].to(torch.float64) / 127.5 - 1  # [chunk, dim]
-            squared = (norms - 2 * rows @ y.t() + y.square().sum(1)).clip(min=0)
-            logits = squared * scale  # [batch, chunk]
-            if wanted is not None:
-                logits[self.labels[start : start + self.chunk] != wanted] = -math.inf
-            new_top = torch.maximum(top, logits.amax(1, keepdim=True))
-            safe = new_top.nan_to_num(neginf=0.0)  # no image of the class so far: every weight is exp(-inf) = 0
-            weights, decay = (logits - safe).exp(), (top - safe).exp()
-            total = total * decay + weights.sum(1, keepdim=True)
-            mean = mean * decay + weights @ y
-            top = new_top
-        return (mean / total).reshape(x.shape), (top + total.log()).flatten()
+    def log_density(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """log of (1/N) sum_i Normal(x; y_i, sigma^2 I), the density of noisy training images: float64 [batch].
+
+        N counts the images of the row's class. Parameters as in `forward`.
+        """
+        sums, counts = self._evaluate(x, sigma, class_labels)
+        sigma = sigma.to(torch.float64).reshape(-1).expand(len(x)).to(x.device)
+        pixels = x[0].numel()
+        outside = (x.to(torch.float64) + 1) * 127.5 - self.constant
+        outside[(slice(None), *self._box)] = 0
+        outside = (outside / 127.5).square().flatten(1).sum(1)
+        normal = -outside / (2 * sigma**2) - 0.5 * pixels * (2 * math.pi * sigma**2).log()
+        return sums.top + sums.total.log() - counts.log() + normal
+
+    def posterior(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Posterior:
+        """The weights w of `forward`'s average, summed up; parameters as there."""
+        return _posterior(self._evaluate(x, sigma, class_labels)[0])
 
     def round_sigma(self, sigma: float | Tensor) -> Tensor:
         return torch.as_tensor(sigma)
 
-    def _wanted(self, class_labels: Tensor | None, batch: int) -> Tensor | None:
-        """Class of each row, [batch, 1]; None if there are no labels."""
-        if self.labels is None:
-            return None
+    # ------------------------------------------------------------------------
+    # How it is computed.
+
+    @torch.no_grad()
+    def _evaluate(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None) -> tuple[_Sums, Tensor]:
+        """Softmax sums over the whole training set (all shards), and the number of images each row sees."""
+        if x.shape[1:] != self.images.shape[1:]:
+            raise ValueError(
+                f"x is {list(x.shape)}, the training images are [N, {str(list(self.images.shape[1:]))[1:]}."
+            )
+        u = self._crop((x.to(torch.float64) + 1) * 127.5)  # [batch, dim]
+        variance = (sigma.to(device=u.device, dtype=torch.float64).reshape(-1).expand(len(u)) * 127.5) ** 2
+        sums = _Sums.empty(len(u), u.shape[1], u.device)
+        counts = torch.full([len(u)], float(self.size), dtype=torch.float64, device=u.device)
+        if len(self._memory) != len(u):
+            self._memory = [None] * len(u)
+        for group, rows, members in self._groups(class_labels, len(u), u.device):
+            if members is not None:
+                count = int(sum(self._gather(torch.tensor(len(members)))))
+                if count == 0:
+                    raise ValueError(f"The training set has no image of class {group}.")
+                counts[rows] = count
+            if members is None or len(members):
+                self._evaluate_rows(sums, group, rows, u[rows], variance[rows], members)
+        if self.shard:
+            sums.nearest += self.first
+            parts = self._gather(torch.cat([torch.stack([sums.top, sums.total, sums.moment]).t(), sums.mean], dim=1))
+            indices = self._gather(sums.nearest)
+            sums = _Sums.combine([_Sums(p[:, 0], p[:, 1], p[:, 2], p[:, 3:], i) for p, i in zip(parts, indices)])
+        return sums, counts
+
+    def _groups(
+        self, class_labels: Tensor | None, batch: int, device: torch.device
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """(class, rows, images that they see) per class in the batch; -1 and None stand for all images."""
+        rows = torch.arange(batch, device=device)
+        subset = None
+        if self.ref_size is not None and self.ref_size < len(self.images):
+            subset = torch.randperm(len(self.images), generator=self._subset)[: self.ref_size].sort().values.to(device)
+        if self.bounds is None:
+            yield -1, rows, subset
+            return
         if class_labels is None:
             raise ValueError("This optimum is class-conditional: class_labels are needed.")
-        if class_labels.ndim == 2:
-            class_labels = class_labels.argmax(1)
-        missing = [int(c) for c in class_labels.unique() if not (self.labels == c).any()]
-        if missing:
-            raise ValueError(f"The training set has no image of class {missing[0]}.")
-        return class_labels.reshape(-1, 1).expand(batch, 1)
+        classes = class_labels.argmax(1) if class_labels.ndim == 2 else class_labels.reshape(-1)
+        classes = classes.expand(batch)
+        for c in classes.unique().tolist():
+            if not 0 <= c < self.label_dim:
+                raise ValueError(f"The training set has no image of class {c}.")
+            members = self.order[self.bounds[c] : self.bounds[c + 1]]
+            if subset is not None:
+                members = members[torch.isin(members, subset)]
+            yield c, rows[classes == c], members
+
+    def _evaluate_rows(
+        self, sums: _Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, members: Tensor | None
+    ) -> None:
+        """Fill in `rows` of `sums`: from memory where it proves enough, else by a dense pass over `members`."""
+        count = len(self.images) if members is None else len(members)
+        reach = (
+            2 * variance * math.log(max(self.size, 2) / NEGLECT)
+        )  # images with g above min g + reach carry no weight
+        if members is not None and count <= _EXACT:  # few enough to look at each
+            index = members.repeat(len(rows))
+            row = torch.arange(len(rows), device=u.device).repeat_interleave(count)
+            sums.put(rows, self._exact(row, index, u, variance))
+            return
+        dense = torch.ones(len(rows), dtype=torch.bool)
+        use_memory = self.skip and self.ref_size is None
+        if use_memory:
+            dense = self._from_memory(sums, group, rows, u, variance, reach)
+        if dense.any():
+            which = dense.nonzero().flatten().to(u.device)
+            part, memories = self._dense(group, u[which], variance[which], reach[which], members)
+            sums.put(rows[which], part)
+            if use_memory:
+                for i, memory in zip(rows[which].tolist(), memories):
+                    self._memory[i] = memory
+
+    def _dense(
+        self, group: int, u: Tensor, variance: Tensor, reach: Tensor, members: Tensor | None
+    ) -> tuple[_Sums, list[_Memory | None]]:
+        """One pass over all images (or `members`), in chunks; and what to remember of it."""
+        batch, dim = u.shape
+        count = len(self.images) if members is None else len(members)
+        sums = _Sums.empty(batch, dim, u.device)
+        scale = -0.5 / variance
+        terms = _split((-2 * u).t())
+        error = self._error(u)
+        keep = _MARGIN * reach + error
+        best = torch.full([batch], math.inf, dtype=torch.float64, device=u.device)  # min of |v|^2 - 2 u.v so far
+        listed = torch.zeros(batch, dtype=torch.int64, device=u.device)  # images listed per row
+        found: list[tuple[Tensor, Tensor, Tensor]] = []  # (row, image, |v|^2 - 2 u.v)
+        for start in range(0, count, self.chunk):
+            index = None if members is None else members[start : start + self.chunk]
+            v = self._pixels(slice(start, start + self.chunk) if index is None else index, torch.float32)
+            square = self.square[start : start + self.chunk] if index is None else self.square[index]
+            h = _product(v, terms) + square.to(torch.float32)[:, None]  # |v|^2 - 2 u.v, [chunk, batch]
+            lowest, where = h.min(0)
+            lowest = lowest.to(torch.float64)
+
+            # Remember what lies within reach of the nearest so far; a row with too many is broad.
+            best = torch.minimum(best, lowest)
+            open_rows = (listed <= _LIST).nonzero().flatten()
+            if len(open_rows):
+                limit = (best + keep)[open_rows]
+                near = h[:, open_rows] <= (limit + 2 * _UNIT * limit.abs()).to(torch.float32)
+                number = near.sum(0)
+                if start == 0 and count > _LIST:  # with most of the first chunk near, do not begin to list
+                    number += _LIST * (number > 0.75 * len(h))
+                listed[open_rows] += number
+                column, row = (near & (listed[open_rows] <= _LIST)).nonzero().unbind(1)
+                row = open_rows[row]
+                found.append((row, column + start if index is None else index[column], h[column, row]))
+
+            # Add up the weights of rows for which the chunk matters at all.
+            logit = lowest * scale
+            top = torch.maximum(sums.top, logit)
+            active = torch.ones_like(top, dtype=torch.bool)
+            if self.skip:
+                active = logit > top - math.log(self.size / NEGLECT) - 1
+            active = active.nonzero().flatten()
+            nearest = where + start if index is None else index[where]
+            sums.nearest = torch.where(logit > sums.top, nearest, sums.nearest)
+            decay, shift = _decay(sums.top, top), _shift(sums.top, top)
+            sums.moment = decay * (sums.moment + shift * sums.total)
+            sums.total *= decay
+            sums.mean *= decay[:, None]
+            sums.top = top
+            relative = h[:, active] - (top / scale)[active].to(torch.float32)
+            relative = (relative * scale[active].to(torch.float32)).clamp_(min=-60)  # exp is slow on denormal results
+            e = relative.exp()
+            sums.total[active] += e.sum(0, dtype=torch.float64)
+            sums.moment[active] += (e * relative).sum(0, dtype=torch.float64)
+            sums.mean[active] += _product(v.t(), _split(e)).t().to(torch.float64)
+
+        # Rows with few images within reach are computed again, exactly; all narrow rows are remembered.
+        memories: list[_Memory | None] = [None] * batch
+        narrow = listed <= _LIST
+        broad = torch.ones(batch, dtype=torch.bool, device=u.device)  # not computed exactly
+        if found:
+            row, image, h = (torch.cat(parts) for parts in zip(*found))
+            G = h.to(torch.float64) - best[row]  # the pivot is the nearest image
+            inside = narrow[row] & (G <= keep[row])
+            row, image, G = row[inside], image[inside], G[inside]
+            needed = G <= (reach + error)[row]
+            small = torch.bincount(row[needed], minlength=batch) <= _EXACT
+            again = needed & (narrow & small)[row]
+            if again.any():
+                exact_rows, position = row[again].unique(return_inverse=True)
+                sums.put(exact_rows, self._exact(position, image[again], u[exact_rows], variance[exact_rows]))
+                broad[exact_rows] = False
+            order = torch.argsort(row, stable=True)
+            sizes = torch.bincount(row, minlength=batch).tolist()
+            parts = zip(image[order].split(sizes), G[order].split(sizes), error.tolist(), (keep - error).tolist())
+            for i, (index, G, margin, rest) in enumerate(parts):
+                if narrow[i]:
+                    pivot = index[G.argmin()].reshape(1)
+                    memories[i] = _Memory(group, u[i].clone(), pivot, index, G - margin, rest)
+        # Logits so far lack |u|^2, which the exact ones have.
+        sums.top += torch.where(broad, u.square().sum(1) * scale, torch.zeros_like(best))
+        return sums, memories
+
+    def _from_memory(self, sums: _Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, reach: Tensor) -> Tensor:
+        """Evaluate the rows for which memory is enough; return which need a dense pass, bool [rows] on the CPU."""
+        dense = torch.ones(len(rows), dtype=torch.bool)
+        picked: list[tuple[int, Tensor]] = []  # rows, and which images to evaluate exactly
+        error = self._error(u).tolist()
+        for i, row in enumerate(rows.tolist()):
+            memory = self._memory[row]
+            if memory is None or memory.group != group:
+                continue
+            p = self._pixels(memory.pivot, torch.float64)[0]
+            now, before = u[i] - p, memory.u0 - p
+            a = min(max(float(now @ before) / max(float(before @ before), 1e-300), 0.0), 1.0)
+            rho = float((now - a * before).norm())
+            m = min(rho / (1 - a), 2 * self._largest) if a < 1 else 2 * self._largest  # where the parabola is lowest
+            penalty = 2 * rho * m - (1 - a) * m * m
+            lower, rest = a * memory.G - penalty, a * memory.rest - penalty  # of G_i(u)
+            needed = float(reach[i]) + 1e-9 * float(now @ now) + 1e-6  # with the rounding of these float64 sums
+            if rest <= needed:
+                continue
+            # Keep what is within reach, and at least the nearest few; look at them in float32.
+            kept = max(int((lower <= needed).sum()), min(_KEEP, len(lower)))
+            if kept > _LIST // 4:
+                continue
+            lower, order = lower.sort()
+            if kept < len(lower):
+                rest = min(rest, float(lower[kept]))
+            index = memory.index[order[:kept]].sort().values
+            h = self._pixels(index, torch.float32) @ (-2 * u[i]).to(torch.float32)
+            h = h.to(torch.float64) + self.square[index]  # |v_i|^2 - 2 u.v_i
+            exact = index[h - h.min() <= needed + error[i]]
+            if len(exact) > 2 * _EXACT:
+                continue
+            pivot = index[h.argmin()].reshape(1)
+            shift = float((u[i] - self._pixels(pivot, torch.float64)[0]).square().sum() - now @ now)  # G of the new one
+            self._memory[row] = _Memory(group, u[i].clone(), pivot, index, h - h.min() - error[i], rest - shift)
+            picked.append((i, exact))
+            dense[i] = False
+        if picked:
+            which = torch.tensor([i for i, _ in picked], device=u.device)
+            sizes = torch.tensor([len(index) for _, index in picked], device=u.device)
+            position = torch.arange(len(picked), device=u.device).repeat_interleave(sizes)
+            index = torch.cat([index for _, index in picked])
+            sums.put(rows[which], self._exact(position, index, u[which], variance[which]))
+        return dense
+
+    def _error(self, u: Tensor) -> Tensor:
+        """Twice the bound of the rounding error of |v|^2 - 2 u.v in float32, [batch]."""
+        return 4 * u.shape[1] * _UNIT * u.norm(dim=1) * self._largest
+
+    def _exact(self, row: Tensor, index: Tensor, u: Tensor, variance: Tensor) -> _Sums:
+        """Sums over given pairs of rows and images, all in float64.
+
+        row int64 [pairs], ascending, every row of u at least once; index int64 [pairs].
+        """
+        batch, dim = u.shape
+        step = max((1 << 21) // dim, 1)  # 16 MiB of float64 at a time
+        distance = torch.cat(
+            [
+                (self._pixels(index[i : i + step], torch.float64) - u[row[i : i + step]]).square().sum(1)
+                for i in range(0, len(row), step)
+            ]
+        )
+        logit = -0.5 * distance / variance[row]
+        sums = _Sums.empty(batch, dim, u.device)
+        sums.top = sums.top.scatter_reduce(0, row, logit, "amax")
+        relative = logit - sums.top[row]
+        e = relative.exp()
+        sums.total.index_add_(0, row, e)
+        sums.moment.index_add_(0, row, e * relative)
+        carries = e > 1e-20  # the rest does not reach the sixteenth digit
+        for pairs in carries.nonzero().flatten().split(step):
+            v = self._pixels(index[pairs], torch.float64)
+            sums.mean.index_add_(0, row[pairs], v * e[pairs, None])
+        at_top = relative == 0  # of several the lowest index
+        sums.nearest = torch.full_like(sums.nearest, 1 << 62).scatter_reduce(0, row[at_top], index[at_top], "amin")
+        return sums
+
+    def _pixels(self, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """Varying pixels of some images, [count, dim], 0..255."""
+        part = self.images[which.to(self.images.device) if isinstance(which, Tensor) else which]
+        return self._crop(part).to(self.square.device, non_blocking=True).to(dtype)
+
+    def _crop(self, images: Tensor) -> Tensor:
+        """Cut off the constant border, [count, C, H, W] -> [count, dim]."""
+        return images[(slice(None), *self._box)].flatten(1)
+
+    def _gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, which have one shape."""
+        if not self.shard or dist.get_world_size() == 1:
+            return [tensor]
+        device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.distributed.get_backend() == "nccl"
+            else tensor.device
+        )
+        sent = tensor.to(device).contiguous()
+        parts = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
+        torch.distributed.all_gather(parts, sent)
+        return [part.to(tensor.device) for part in parts]
 
 
-def load_optimum(path_or_url: str, device: torch.device | str = "cpu", cond: bool = False) -> OptimEDM:
+def _posterior(sums: _Sums) -> Posterior:
+    entropy = sums.total.log() - sums.moment / sums.total  # -sum w log w
+    # The image with the largest weight has the logit `top`.
+    return Posterior(entropy.exp(), sums.nearest, 1 / sums.total)
+
+
+def _split(a: Tensor) -> list[Tensor]:
+    """Terms that add up to float32 `a`. On CUDA each has the 11 bits of TF32, so tensor cores multiply it exactly."""
+    a = a.to(torch.float32).contiguous()
+    return split_tf32(a) if a.is_cuda else [a]
+
+
+def split_tf32(a: Tensor) -> list[Tensor]:
+    """Three float32 tensors whose sum is `a`, each with at most 11 significant bits."""
+    terms = []
+    for _ in range(2):
+        high = (a.view(torch.int32) & -0x2000).view(torch.float32)  # clear the 13 low bits
+        terms.append(high)
+        a = a - high  # exact
+    return [*terms, a]
+
+
+def _product(pixels: Tensor, terms: list[Tensor]) -> Tensor:
+    """sum of pixels @ terms, float32.
+
+    Pixels are integers up to 255 and so exact in TF32; only the accumulation rounds, in float32.
+    """
+    if len(terms) == 1:
+        return pixels @ terms[0]
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return sum(pixels @ term for term in reversed(terms))  # small terms first
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def load_optimum(
+    path_or_url: str,
+    device: torch.device | str = "cpu",
+    cond: bool = False,
+    mmap: bool = False,
+    shard: bool = False,
+    **kwargs: Any,
+) -> OptimEDM:
     """The optimum of a dataset zip or folder, or of a .npz with `images` uint8 [N, C, H, W] and `labels` [N].
+
+    Parameters
+    ----------
+    path_or_url : the dataset
+    device : where to compute; images that take more than half of a GPU's free memory stay outside it
+    cond : the class-conditional optimum
+    mmap : read the images from a memory-mapped decoded copy beside the zip, see `training.decoded`
+    shard : hold only this rank's part of the images; all ranks must then call the optimum together
+    kwargs : of `OptimEDM`
 
     Raises
     ------
     OSError, ValueError
-        If the file cannot be read as such, or `cond` is asked for and there are no integer labels.
+        If the file cannot be read as such, `cond` is asked for and there are no integer labels, or there are
+        fewer images than ranks to share them.
     """
     path = Path(fetch(path_or_url))
     if path.suffix.lower() == ".npz":
         images, labels = _read_npz(path)
+        part = _share(len(images), shard, path)
+        images, labels = images[part], labels[part] if labels is not None else None
     else:
-        dataset = ImageFolderDataset(path, use_labels=cond)
-        images, labels = dataset.images(), dataset.labels()
+        dataset = ImageFolderDataset(path, use_labels=cond, cache=False)
+        part = _share(len(dataset), shard, path)
+        labels = dataset.labels()[part] if cond else None
+        if mmap:
+            images = decoded_images(path)[part]
+        elif shard:
+            images = np.stack([dataset[i][0] for i in range(len(dataset))[part]])
+        else:
+            images = dataset.images()
     if cond and (labels is None or labels.ndim != 1):
         raise ValueError(f'"{path}" holds no integer class labels; leave out --cond=1 or label the dataset.')
-    return OptimEDM(images, labels if cond else None).to(device)
+    net = OptimEDM(images, labels if cond else None, shard=shard, **kwargs).to(device)
+    device = torch.device(device)
+    if device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+        net.images = net.images.to(device)
+    return net
+
+
+def _share(size: int, shard: bool, path: Path) -> slice:
+    """This rank's contiguous part of `size` images."""
+    if not shard:
+        return slice(0, size)
+    if size < dist.get_world_size():
+        raise ValueError(
+            f'"{path}" holds {size} images, too few for a shard on each of {dist.get_world_size()} processes.'
+        )
+    edges = [size * rank // dist.get_world_size() for rank in range(dist.get_world_size() + 1)]
+    return slice(edges[dist.get_rank()], edges[dist.get_rank() + 1])
 
 
 def _read_npz(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path, allow_pickle=False) as data:
             images = data["images"]
-            labels = data.get("labels", None)
+            labels = data.get("labels")
     except KeyError:
         raise ValueError(f'"{path}" holds no array named "images".') from None
     except Exception as err:  # zipfile, zlib and numpy each have their own

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import click
 
-from dnnlib.cli import IntList
+from dnnlib.cli import Float, IntList
 from training.samplers import ABLATIONS
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+_POSITIVE = Float(min=0, min_open=True)
 
 
 def _all(*options: Callable) -> Callable:
@@ -32,7 +32,7 @@ device_option = click.option(
 def seeds_option(default: str) -> Callable:
     return click.option(
         "--seeds",
-        help="Random seeds (e.g. 1,2,5-10)",
+        help="One image per seed, for example 0-63 or 1,2,5-10",
         metavar="LIST",
         type=IntList(),
         default=default,
@@ -40,41 +40,58 @@ def seeds_option(default: str) -> Callable:
     )
 
 
-subdirs_option = click.option("--subdirs", help="Create a subdirectory for every 1000 seeds", is_flag=True)
+subdirs_option = click.option("--subdirs", help="Put every 1000 seeds into a folder of their own", is_flag=True)
 class_option = click.option(
-    "--class", "class_idx", help="Class label  [default: random]", metavar="INT", type=click.IntRange(min=0)
+    "--class",
+    "class_idx",
+    help="Class of all images  [default: one per seed]",
+    metavar="INT",
+    type=click.IntRange(min=0),
 )
 batch_option = click.option(
-    "--batch", help="Batch size per process", metavar="INT", type=click.IntRange(min=1), default=64, show_default=True
+    "--batch",
+    help="Images at a time per process",
+    metavar="INT",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
 )
 
 # --steps ... --scaling; they arrive as keyword arguments of the samplers, None where not given.
 sampler_options = _all(
     click.option(
-        "--steps", "num_steps", help="Number of sampling steps", metavar="INT", type=click.IntRange(min=1), default=18,
-        show_default=True,
-    ),
-    click.option("--sigma_min", help="Lowest noise level  [default: varies]", metavar="FLOAT", type=_POSITIVE),
-    click.option("--sigma_max", help="Highest noise level  [default: varies]", metavar="FLOAT", type=_POSITIVE),
-    click.option("--rho", help="Time step exponent", metavar="FLOAT", type=_POSITIVE, default=7, show_default=True),
-    click.option(
-        "--S_churn", "S_churn", help="Stochasticity strength", metavar="FLOAT", type=click.FloatRange(min=0), default=0,
+        "--steps", "num_steps", help="Steps of the sampler", metavar="INT", type=click.IntRange(min=1), default=18,
         show_default=True,
     ),
     click.option(
-        "--S_min", "S_min", help="Stochasticity from this noise level", metavar="FLOAT", type=click.FloatRange(min=0),
+        "--sigma_min", help="Noise level of the last step before 0  [default: by --disc]", metavar="FLOAT",
+        type=_POSITIVE,
+    ),
+    click.option(
+        "--sigma_max", help="Noise level of the first step  [default: by --disc]", metavar="FLOAT", type=_POSITIVE
+    ),
+    click.option(
+        "--rho", help="The larger, the more steps at low noise", metavar="FLOAT", type=_POSITIVE, default=7,
+        show_default=True,
+    ),
+    click.option(
+        "--S_churn", "S_churn", help="Noise injected on the way, 0 = none", metavar="FLOAT", type=Float(min=0),
         default=0, show_default=True,
     ),
     click.option(
-        "--S_max", "S_max", help="Stochasticity up to this noise level", metavar="FLOAT", type=click.FloatRange(min=0),
-        default="inf", show_default=True,
+        "--S_min", "S_min", help="Inject noise from this noise level", metavar="FLOAT", type=Float(min=0),
+        default=0, show_default=True,
     ),
     click.option(
-        "--S_noise", "S_noise", help="Inflation of the injected noise", metavar="FLOAT", type=float, default=1,
+        "--S_max", "S_max", help="Inject noise up to this noise level", metavar="FLOAT",
+        type=Float(min=0, infinite=True), default="inf", show_default=True,
+    ),
+    click.option(
+        "--S_noise", "S_noise", help="Factor on the injected noise", metavar="FLOAT", type=Float(), default=1,
         show_default=True,
     ),
-    _ablation("--solver", "solver", "Ablate ODE solver"),
-    _ablation("--disc", "discretization", "Ablate time steps {t_i}"),
-    _ablation("--schedule", "schedule", "Ablate noise schedule sigma(t)"),
-    _ablation("--scaling", "scaling", "Ablate signal scaling s(t)"),
+    _ablation("--solver", "solver", "ODE solver  [default: heun]"),
+    _ablation("--disc", "discretization", "Noise levels of the steps  [default: edm]"),
+    _ablation("--schedule", "schedule", "Noise level as a function of time  [default: linear]"),
+    _ablation("--scaling", "scaling", "Scale of the signal as a function of time  [default: none]"),
 )  # fmt: skip

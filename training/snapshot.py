@@ -77,7 +77,14 @@ def load_network(
 
 
 def load_tensors(net: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copy `tensors` into `net`, whose names and shapes they must have; `source` is named in errors.
+    """Copy `tensors` into `net`, whose names and shapes they must have; see `check_tensors`."""
+    check_tensors(net, tensors, source)
+    for name, tensor in net.state_dict().items():
+        tensor.copy_(tensors[name])
+
+
+def check_tensors(net: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Refuse `tensors` that are not those of `net`; `source` is named in errors.
 
     Raises
     ------
@@ -94,7 +101,6 @@ def load_tensors(net: torch.nn.Module, tensors: dict[str, torch.Tensor], source:
             raise ValueError(
                 f'"{name}" in "{source}" has shape {list(tensors[name].shape)}, the network needs {list(tensor.shape)}.'
             )
-        tensor.copy_(tensors[name])
 
 
 def list_snapshots(run_dir: str | os.PathLike) -> list[tuple[int, Path]]:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dnnlib.util import format_time
@@ -78,21 +80,12 @@ def training_loop(
     per_rank, per_round = split_batch(batch_size, batch_gpu, world_size)
 
     # Data.
-    dist.print0("Loading dataset...")
     dataset = ImageFolderDataset(**dataset_kwargs)
     order = InfiniteSampler(len(dataset), rank, world_size, seed=seed, window_size=window_size)
 
     # Network.
-    dist.print0("Constructing network...")
     pipe = edm_augment_pipe(augment) if augment else None
-    if pipe is not None:
-        network_kwargs = dict(network_kwargs, augment_dim=pipe.label_dim)
-    net = build_network(
-        **network_kwargs,
-        img_resolution=dataset.resolution,
-        img_channels=dataset.num_channels,
-        label_dim=dataset.label_dim,
-    )
+    net = make_network(dataset, network_kwargs, augment)
     net.train().requires_grad_(True).to(device)
     dist.print0(f"Network has {sum(p.numel() for p in net.parameters()):,} parameters on {device}.")
     if transfer is not None:
@@ -101,27 +94,27 @@ def training_loop(
 
     # Optimizer, moving average, and what joins the processes.
     loss_fn = LOSSES[loss]()
-    optimizer_kwargs = dict(optimizer_kwargs)
+    settings, optimizer_kwargs = optimizer_kwargs, dict(optimizer_kwargs)
     optimizer = OPTIMIZERS[optimizer_kwargs.pop("class_name")](net.parameters(), fused=True, **optimizer_kwargs)
     ddp = net
     if world_size > 1:
-        ddp = torch.nn.parallel.DistributedDataParallel(
-            net, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )  # fmt: skip
+        # Buffers are constants, some of them random (Fourier frequencies): made equal once, not at every step.
+        buffers = dict(net.named_buffers())
+        for buffer in buffers.values():
+            torch.distributed.broadcast(buffer, src=0)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, list(buffers))
+        ddp = DistributedDataParallel(
+            net, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
+        warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 filters, where they do not matter
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     params, ema_params = list(net.parameters()), list(ema.parameters())
 
     # Resume.
     nimg = tick = 0
     if resume is not None:
-        dist.print0(f'Loading training state from "{resume}"...')
         shared, own = checkpoint.load_state(resume)
-        for what, now in [("network", net.init_kwargs), ("batch_size", batch_size), ("dataset_size", len(dataset))]:
-            if json.loads(json.dumps(now)) != shared[what]:
-                raise ValueError(
-                    f'"{resume}" is of a run with another {what.replace("_", " ")}; resume with its options.'
-                )
+        check_state(shared, resume, net, batch_size, len(dataset), settings, total_nimg)
         load_tensors(net, shared["net"], resume)
         load_tensors(ema, shared["ema"], resume)
         optimizer.load_state_dict(shared["optimizer"])
@@ -174,10 +167,9 @@ def training_loop(
 
             # Once per tick: status, snapshot, state.
             done = nimg >= total_nimg
-            stopping = stop.requested and world_size == 1
+            stopping = stop.agreed() and not done
             if not done and not stopping and tick != 0 and nimg < tick_start_nimg + kimg_per_tick * 1000:
                 continue
-            stopping = not done and dist.broadcast(stop.requested)
             stats.report("Progress/lr", lr)
             stats.report("Progress/ema_beta", beta)
             _report_status(
@@ -193,7 +185,7 @@ def training_loop(
                     shared=dict(
                         net=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(),
                         nimg=nimg, tick=tick + 1, batch_size=batch_size, dataset_size=len(dataset),
-                        network=json.loads(json.dumps(net.init_kwargs)),
+                        network=_plain(net.init_kwargs), optimizer_settings=_plain(settings),
                     ),
                     per_rank=dict(order=order.state_dict(), random=checkpoint.random_state()),
                 )  # fmt: skip
@@ -210,6 +202,49 @@ def training_loop(
     if not done:
         dist.print0(f"Stopped at {nimg / 1000:g} kimg; --resume={run_dir}/training-state-{name}.pt continues.")
     return done
+
+
+# ----------------------------------------------------------------------------
+# Network and state.
+
+
+def make_network(dataset: ImageFolderDataset, network_kwargs: dict, augment: float) -> torch.nn.Module:
+    """The network for the images and labels of `dataset`; it takes augmentation labels if `augment` is not 0."""
+    if augment:
+        network_kwargs = dict(network_kwargs, augment_dim=edm_augment_pipe(augment).label_dim)
+    return build_network(
+        **network_kwargs,
+        img_resolution=dataset.resolution,
+        img_channels=dataset.num_channels,
+        label_dim=dataset.label_dim,
+    )
+
+
+def check_state(
+    shared: dict[str, Any],  # What the ranks share of a training state.
+    source: str,  # Its file, for messages.
+    net: torch.nn.Module,  # Network of this run.
+    batch_size: int,
+    dataset_size: int,
+    optimizer_kwargs: dict,  # As of training_loop; the learning rate may differ.
+    total_nimg: int,
+) -> None:
+    """Raise ValueError if a run with these settings cannot continue from a training state."""
+    now = dict(network=net.init_kwargs, batch_size=batch_size, dataset_size=dataset_size)
+    now["optimizer_settings"] = optimizer_kwargs
+    for what, value in _plain(now).items():
+        saved = shared.get(what)
+        if what == "optimizer_settings":
+            value, saved = (dict(settings or {}, lr=None) for settings in (value, saved))
+        if value != saved:
+            raise ValueError(f'"{source}" is of a run with another {what.replace("_", " ")}; resume with its options.')
+    if shared["nimg"] >= total_nimg:
+        raise ValueError(f'"{source}" is at the end of its run, {shared["nimg"] / 1000:g} kimg; raise --duration.')
+
+
+def _plain(value: Any) -> Any:
+    """`value` as it looks after a way through JSON: lists for tuples."""
+    return json.loads(json.dumps(value))
 
 
 # ----------------------------------------------------------------------------
@@ -291,10 +326,13 @@ def _batches(
         pin_memory=device.type == "cuda", prefetch_factor=2, multiprocessing_context="spawn",
         generator=torch.Generator(),  # else it draws from the generator that noise comes from
     )  # fmt: skip
-    for images, labels in loader:
-        order.take(count)
-        images = images.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
-        yield images, labels.to(device, non_blocking=True) if dataset.has_labels else None
+    try:
+        for images, labels in loader:
+            order.take(count)
+            images = images.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
+            yield images, labels.to(device, non_blocking=True) if dataset.has_labels else None
+    except (ValueError, OSError) as err:  # torch puts the traceback of the loader process before the message
+        raise ValueError(str(err).strip().rpartition("Error: ")[2]) from err
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:
@@ -361,10 +399,28 @@ def _stats_file(run_dir: str | os.PathLike) -> Any:
 class _StopSignals:
     """While active, Ctrl-C and SIGTERM are noted, so that the loop can save its state; a second one acts at once."""
 
+    interval = 5  # seconds between two questions of the ranks to each other
+
     def __init__(self):
         self.requested = False
+        self._steps = self._left = 1  # between two questions, until the next one
+
+    def agreed(self) -> bool:
+        """Whether a rank is asked to stop: the same answer on all ranks, each of which calls this after each step."""
+        if dist.get_world_size() == 1:
+            return self.requested
+        self._left -= 1
+        if self._left > 0:
+            return False
+        now = time.time()
+        answers = dist.gather((self.requested, now - self._asked))
+        per_step = max(answers[0][1], 1e-3) / self._steps
+        self._asked, self._steps = now, min(max(int(self.interval / per_step), 1), 1000)
+        self._left = self._steps
+        return any(requested for requested, _ in answers)
 
     def __enter__(self) -> "_StopSignals":
+        self._asked = time.time()
         self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -1,4 +1,4 @@
-"""EMM curves: memorization ratio over |D| from measured runs, as a table, a CSV and a figure."""
+"""What varies with |D|: the memorization ratio of runs and EMM; the noise level at which the optimum collapses."""
 
 import csv
 from collections.abc import Sequence
@@ -8,15 +8,16 @@ import click
 
 from dnnlib.cli import report_errors
 from dnnlib.util import atomic_write
+from memorization.collapse import posterior_curves
 from memorization.emm import CurvePoint, curve_points, differing_options, emm_estimate, find_runs, run_point
-from memorization.plots import check_format, emm_curve
+from memorization.plots import check_format, collapse_curve, emm_curve
 
 COLUMNS = ("size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs")
 
 
 @click.group(context_settings=dict(max_content_width=120))
 def main() -> None:
-    """Compare measured runs over the size of their training sets."""
+    """Compare runs and optima over the size of their training sets."""
 
 
 @main.command()
@@ -58,6 +59,34 @@ def curve(runs: tuple[str, ...], out: str, level: float, title: str | None) -> N
     write_csv(points, table)
     emm_curve(points, out, emm=emm, title=title)
     click.echo(f"Figure: {out}\nTable:  {table}")
+
+
+@main.command()
+@click.argument("traces", metavar="TRACE...", nargs=-1, required=True)
+@click.option("--out", help="Figure", metavar="FILE", default="collapse.png", show_default=True)
+@click.option("--title", help="Title of the figure", metavar="TEXT")
+@report_errors
+def collapse(traces: tuple[str, ...], out: str, title: str | None) -> None:
+    """Draw how many training images the optimum still averages, over the noise level, for several |D|.
+
+    TRACE is a CSV of generate_optim.py --trace. The posterior counts as collapsed onto one image where the
+    median effective number (exp of the entropy) over the seeds first falls below 2.
+
+    Example:
+
+    \b
+    # Two sizes
+    python generate_optim.py --network=digits-100.zip --outdir=out --trace=100.csv
+    python generate_optim.py --network=digits.zip --outdir=out --trace=all.csv
+    python emm.py collapse 100.csv all.csv --out=collapse.png
+    """
+    check_format(out)
+    curves = posterior_curves(traces)
+    click.echo(f"{'|D|':>8} {'seeds':>6} {'sigma of collapse':>18}")
+    for c in curves:
+        click.echo(f"{c.size:>8} {c.seeds:>6} {'never' if c.collapse is None else format(c.collapse, '.3f'):>18}")
+    collapse_curve(curves, out, title=title)
+    click.echo(f"Figure: {out}")
 
 
 def print_table(points: Sequence[CurvePoint]) -> None:

@@ -1,4 +1,4 @@
-"""Measure the memorization ratio of all snapshots of a run."""
+"""Measure the memorization ratio, and the gap to the optimum, of all snapshots of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,19 @@ from tqdm import tqdm
 
 from dnnlib.cli import report_errors
 from dnnlib.util import check_folder
-from memorization.plots import check_format, neighbour_grid
+from memorization.gap import GapMeter, ImageSet
+from memorization.plots import check_format, gap_curves, neighbour_grid
 from memorization.ratio import Measurement, measure_network
-from memorization.trajectory import find_record, jsonl_path, make_settings, read_trajectory, write_measurement
+from memorization.subjects import Subject, optimum_subject, snapshot_subjects
+from memorization.trajectory import (
+    find_record,
+    jsonl_path,
+    make_settings,
+    read_trajectory,
+    write_gap,
+    write_measurement,
+)
 from torch_utils import distributed as dist
-from training.dataset import ImageFolderDataset
 from training.generation import save_png, split_seeds
 from training.options import (
     batch_option,
@@ -23,15 +31,21 @@ from training.options import (
     seeds_option,
     subdirs_option,
 )
-from training.snapshot import list_snapshots, load_network
 
 GRID_SEEDS = 32
 
 
 @click.command(context_settings=dict(max_content_width=120))
-@click.option("--expdir", help="Run folder with the snapshots", metavar="DIR", required=True)
-@click.option("--knn-ref", help="Training images to compare with", metavar="ZIP|DIR", required=True)
+@click.option("--expdir", help="Run folder with the snapshots", metavar="DIR")
+@click.option("--network", help="Instead of a run: dataset whose optimum to measure", metavar="ZIP|DIR|NPZ|URL")
+@click.option("--cond", help="Class-conditional optimum, with --network", metavar="BOOL", type=bool, default=False)
+@click.option("--knn-ref", help="Training images to compare with  [default: --network]", metavar="ZIP|DIR|NPZ")
 @click.option("--log", help="Log file; the other results lie beside it  [default: EXPDIR/mem_traj.log]", metavar="FILE")
+@click.option(
+    "--gap", help="Measure the gap to the optimum, too, on so many noised images", metavar="N",
+    type=click.IntRange(min=1),
+)  # fmt: skip
+@click.option("--holdout", help="Measure the gap on these images, too", metavar="ZIP|DIR|NPZ")
 @seeds_option("0-63")
 @class_option
 @batch_option
@@ -43,9 +57,13 @@ GRID_SEEDS = 32
 @device_option
 @report_errors
 def main(
-    expdir: str,
-    knn_ref: str,
+    expdir: str | None,
+    network: str | None,
+    cond: bool,
+    knn_ref: str | None,
     log: str | None,
+    gap: int | None,
+    holdout: str | None,
     seeds: list[int],
     class_idx: int | None,
     batch: int,
@@ -62,6 +80,9 @@ def main(
     from the nearest training image as from the second nearest. A snapshot that was measured before with the
     same settings is not measured again, so that an interrupted command goes on where it stopped.
 
+    With --gap=N also the mean squared distance between the network and the closed-form optimum of the training
+    images is measured, at 16 noise levels, on N noised training images (and N of --holdout); see gap.png.
+
     Beside the log lie the records (mem_traj.jsonl) and the distances of every image (knn-dist).
 
     Examples:
@@ -74,7 +95,16 @@ def main(
     # The same with 8 GPUs
     torchrun --standalone --nproc_per_node=8 mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip \\
         --seeds=0-9999 --batch=512
+
+    \b
+    # How far each snapshot is from the theoretical optimum
+    python mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip --gap=1000 --holdout=datasets/cifar10-test.zip
+
+    \b
+    # Measure the theoretical optimum itself
+    python mem_ratio.py --network=datasets/cifar10-1k.zip --log=optimum/mem_traj.log --seeds=0-999
     """
+    check_options(expdir, network, cond, knn_ref, log, gap, holdout)
     target = dist.init(device)
     try:
         # Refuse what can be refused before anything slow.
@@ -87,47 +117,111 @@ def main(
         jsonl = jsonl_path(log_path)
         if grid is not None:
             check_format(grid)
-        snapshots = {kimg: path for kimg, path in list_snapshots(expdir) if kimg > 0}
-        if not snapshots:
-            raise ValueError(f'"{expdir}" holds no network snapshot after kimg 0; name the folder of a run.')
-        reference = ImageFolderDataset(knn_ref).images()
+
+        if network is not None:
+            subjects = [optimum_subject(network, target, cond=cond or class_idx is not None)]
+        else:
+            subjects = snapshot_subjects(expdir, target)
+        knn_ref = knn_ref if knn_ref is not None else str(subjects[0].path)
+        meter = None
+        if gap is not None:
+            meter = open_meter(subjects[0], knn_ref, holdout, num=gap, batch=batch, device=target)
+        reference = meter.reference if meter is not None else ImageSet.read(knn_ref).images
         known = dist.on_rank0(read_known, jsonl)
         how = dict(reference=reference, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
 
         # Snapshots, newest first.
         records = {}
-        for kimg, path in sorted(snapshots.items(), reverse=True):
-            settings = make_settings(path, seeds, reference_path=knn_ref, **how)
+        for subject in subjects:
+            settings = make_settings(subject.path, seeds, reference_path=knn_ref, optimum=subject.optimum, **how)
             record = None if remeasure or save_images is not None else find_record(known, settings)
             note = "" if record is None else "  (measured before)"
             if record is None:
-                outdir = Path(save_images) / path.stem if save_images is not None else None
-                measurement = measure_snapshot(path, seeds, target, batch=batch, outdir=outdir, subdirs=subdirs, **how)
-                record = dist.on_rank0(write_measurement, log_path, measurement, path, kimg, settings, images=outdir)
-            records[kimg] = record
+                outdir = Path(save_images) / subject.name if save_images is not None else None
+                measured = measure_snapshot(subject, seeds, target, batch=batch, outdir=outdir, subdirs=subdirs, **how)
+                record = dist.on_rank0(
+                    write_measurement, log_path, measured, subject.path, subject.kimg, settings, images=outdir
+                )
+            if meter is not None and (remeasure or not meter.holds(record)):
+                record = dist.on_rank0(write_gap, log_path, record, measure_gap(meter, subject))
+            records[subject.name] = record
             dist.print0(describe(record) + note)
+        if meter is not None:
+            gap_path = log_path.parent / "gap.png"
+            dist.on_rank0(gap_curves, list(records.values()), gap_path, title=log_path.parent.absolute().name)
+            dist.print0(f"Gap:         {gap_path}")
 
-        best = max(records.values(), key=lambda record: record["ratio"])
-        dist.print0(f"Highest:     {describe(best)}")
+        best = max(subjects, key=lambda subject: records[subject.name]["ratio"])
+        dist.print0(f"Highest:     {describe(records[best.name])}")
         if grid is not None:
-            path = snapshots[best["kimg"]]
-            shown = measure_snapshot(path, sorted(seeds)[:GRID_SEEDS], target, batch=batch, keep_images=True, **how)
+            shown = measure_snapshot(best, sorted(seeds)[:GRID_SEEDS], target, batch=batch, keep_images=True, **how)
             if dist.get_rank() == 0:
                 nearest = reference[shown.knn_index[:, 0]]
-                neighbour_grid(shown.images, nearest, grid, distance=shown.knn_distance, title=path.stem)
+                neighbour_grid(shown.images, nearest, grid, distance=shown.knn_distance, title=best.name)
             dist.print0(f"Grid:        {grid}")
         dist.print0(f"Log:         {log_path}\nRecords:     {jsonl}\nDistances:   {log_path.parent / 'knn-dist'}")
     finally:
         dist.shutdown()
 
 
+def check_options(
+    expdir: str | None,
+    network: str | None,
+    cond: bool,
+    knn_ref: str | None,
+    log: str | None,
+    gap: int | None,
+    holdout: str | None,
+) -> None:
+    """Refuse options that contradict each other."""
+    if (expdir is None) == (network is None):
+        raise click.UsageError("Give either --expdir, the folder of a run, or --network, a dataset.")
+    if network is not None and log is None:
+        raise click.UsageError("--network needs --log, for example --log=optimum/mem_traj.log.")
+    if expdir is not None and knn_ref is None:
+        raise click.UsageError("--expdir needs --knn-ref, the training images.")
+    if expdir is not None and cond:
+        raise click.UsageError("--cond belongs to --network; a snapshot knows by itself.")
+    if holdout is not None and gap is None:
+        raise click.UsageError("--holdout needs --gap=N, the number of noised images.")
+
+
+def open_meter(subject: Subject, training: str, holdout: str | None, device: torch.device, **how: Any) -> GapMeter:
+    """A meter for networks that were trained as `subject` was."""
+    net, header = subject.load()
+    cond = net.label_dim > 0
+    meter = GapMeter(
+        ImageSet.read(training, cond=cond),
+        ImageSet.read(holdout, cond=cond) if holdout is not None else None,
+        xflip=header.get("dataset", {}).get("xflip", False),
+        device=device,
+        **how,
+    )
+    if meter.overlap:
+        dist.print0(f'Note: {meter.overlap} images of "{holdout}" are training images.')
+    return meter
+
+
+def measure_gap(meter: GapMeter, subject: Subject) -> dict[str, Any]:
+    """`GapMeter.measure` on a snapshot, with a progress bar."""
+    net, _ = subject.load()
+    hide = None if dist.get_rank() == 0 else True
+    with tqdm(desc=f"{subject.name} gap", unit="img", leave=False, disable=hide) as bar:
+        return meter.measure(net, on_batch=bar.update)
+
+
 def measure_snapshot(
-    path: Path, seeds: list[int], device: torch.device, outdir: Path | None = None, subdirs: bool = False, **how: Any
+    subject: Subject,
+    seeds: list[int],
+    device: torch.device,
+    outdir: Path | None = None,
+    subdirs: bool = False,
+    **how: Any,
 ) -> Measurement:
     """`measure_network` on a snapshot, with a progress bar, and PNGs where `outdir` is given."""
-    net, _ = load_network(path, device)
+    net, _ = subject.load()
     hide = None if dist.get_rank() == 0 else True
-    with tqdm(total=len(split_seeds(seeds)), desc=path.stem, unit="img", leave=False, disable=hide) as bar:
+    with tqdm(total=len(split_seeds(seeds)), desc=subject.name, unit="img", leave=False, disable=hide) as bar:
 
         def on_batch(batch_seeds: list[int], images: torch.Tensor) -> None:
             if outdir is not None:
@@ -145,10 +239,8 @@ def read_known(jsonl: Path) -> list[dict[str, Any]]:
 
 def describe(record: dict[str, Any]) -> str:
     ratio, low, high = 100 * record["ratio"], 100 * record["ci_low"], 100 * record["ci_high"]
-    return (
-        f"kimg {record['kimg']:06d}  R_mem {ratio:6.2f} % [{low:.1f}, {high:.1f}]  "
-        f"mean distance {record['mean_distance']:.3f}"
-    )
+    name = f"kimg {record['kimg']:06d}" if record["kimg"] is not None else "optimum"
+    return f"{name}  R_mem {ratio:6.2f} % [{low:.1f}, {high:.1f}]  mean distance {record['mean_distance']:.3f}"
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ def run_point(run: str | os.PathLike) -> RunPoint:
     groups: dict[str, list[dict[str, Any]]] = {}
     try:
         for record in read_trajectory(path, report=lambda _: None):
+            if record.get("optimum"):  # `mem_ratio.py --network` may have written here, too
+                continue
             settings = json.dumps([record.get(key) for key in SETTINGS if key != "snapshot"])
             groups.setdefault(settings, []).append(record)
         if not groups:

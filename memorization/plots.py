@@ -1,15 +1,23 @@
-"""Figures: the EMM curve over |D|, and generated images above their nearest training images."""
+"""Figures: the EMM curve over |D|, generated images above their nearest training images, the gap to the
+optimum, and the collapse of its posterior."""
 
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure  # without pyplot: no backend, no global state, nothing to close
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from dnnlib.util import atomic_write
+from memorization.collapse import LEVEL, PosteriorCurve
 from memorization.emm import CurvePoint, Emm
 from memorization.ratio import memorized
 
@@ -139,6 +147,96 @@ def neighbour_grid(
     caption = f"{title}: {caption}" if title else caption
     fig.text((left + gap) / fig_w, 1 - top / 2 / fig_h, caption, ha="left", va="center", fontsize=10)
     _save(fig, path)
+
+
+def gap_curves(
+    records: Sequence[dict[str, Any]],  # of the trajectory; those without a gap are left out
+    path: str | os.PathLike,
+    *,
+    title: str | None = None,
+) -> None:
+    """Draw the gap to the optimum over sigma, both logarithmic, a line per snapshot; held-out images dashed.
+
+    The colour is the training time in kimg, dark = late. Bands are +- 2 standard errors.
+
+    Raises
+    ------
+    ValueError
+        If no record has a gap, or the suffix of `path` is no format that can be drawn.
+    """
+    records = sorted((r for r in records if r.get("gap")), key=lambda r: r["kimg"] or 0)
+    if not records:
+        raise ValueError("There is no gap to draw; measure it with mem_ratio.py --gap=N.")
+    check_format(path)
+    kimg = [max(r["kimg"] or 0, 1) for r in records]
+    norm = LogNorm(min(kimg), max(*kimg, 2))
+    colors = ListedColormap(colormaps["viridis_r"](np.linspace(0.12, 1, 256)))  # the lightest would not be seen
+
+    fig = Figure(figsize=(6.0, 4.0), dpi=200, layout="constrained")
+    ax = fig.subplots()
+    for record, time in zip(records, kimg):
+        gap = record["gap"]
+        for prefix, style in [("", "-"), ("holdout_", "--")]:
+            if prefix + "mean" not in gap:
+                continue
+            sigma = np.array(gap["sigma"], dtype=float)
+            mean = np.array(gap[prefix + "mean"], dtype=float)  # None becomes NaN
+            error = 2 * np.nan_to_num(np.array(gap[prefix + "stderr"], dtype=float))
+            color = colors(norm(time))
+            ax.plot(sigma, mean, style, color=color, linewidth=1.5)
+            ax.fill_between(sigma, np.maximum(mean - error, mean * 1e-3), mean + error, color=color, alpha=0.15, lw=0)
+    _log_axes(ax, r"noise level $\sigma$", r"gap  $\mathbb{E}\,\|D_\theta - D^*\|^2$ per pixel")
+    if any("holdout_mean" in r["gap"] for r in records):
+        lines = [Line2D([], [], color="0.3", linestyle=style) for style in ("-", "--")]
+        ax.legend(lines, ["training images", "held-out images"], frameon=False, fontsize=9)
+    if len(set(kimg)) > 1:
+        bar = fig.colorbar(ScalarMappable(norm, colors), ax=ax, label="training images seen (thousands)")
+        bar.set_ticks(sorted(set(kimg)), labels=[f"{k}" for k in sorted(set(kimg))])
+        bar.minorticks_off()
+    if title:
+        ax.set_title(title, fontsize=11)
+    _save(fig, path)
+
+
+def collapse_curve(curves: Sequence[PosteriorCurve], path: str | os.PathLike, *, title: str | None = None) -> None:
+    """Draw the median effective number of training images over sigma, falling as a sampler goes, a line per |D|.
+
+    Bands reach from the first to the third quartile of the seeds; a diamond marks where the posterior has
+    collapsed onto one image.
+
+    Raises
+    ------
+    ValueError
+        If there are no curves, or the suffix of `path` is no format that can be drawn.
+    """
+    if not curves:
+        raise ValueError("There are no curves to draw; trace at least one optimum first.")
+    check_format(path)
+    fig = Figure(figsize=(6.0, 4.0), dpi=200, layout="constrained")
+    ax = fig.subplots()
+    for i, curve in enumerate(curves):
+        color = colormaps["viridis"](0.85 * (1 - i / max(len(curves) - 1, 1)))
+        ax.plot(curve.sigma, curve.median, color=color, linewidth=1.6, label=f"|D| = {curve.size:,}")
+        ax.fill_between(curve.sigma, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
+        if curve.collapse is not None:
+            ax.plot(curve.collapse, LEVEL, "D", color=color, markersize=6, markeredgecolor="white", zorder=4)
+    ax.axhline(LEVEL, color=_GREY, linestyle=":", linewidth=1, zorder=0)
+    _log_axes(ax, r"noise level $\sigma$", "effective number of training images")
+    ax.invert_xaxis()
+    ax.legend(frameon=False, fontsize=9)
+    if title:
+        ax.set_title(title, fontsize=11)
+    _save(fig, path)
+
+
+def _log_axes(ax: Axes, x: str, y: str) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def check_format(path: str | os.PathLike) -> None:

@@ -17,18 +17,19 @@ from memorization.ratio import Measurement, wilson_interval
 
 # A record is one measurement of one snapshot. Two with equal settings are the same measurement done
 # twice; an earlier one still holds while the contents of snapshot and reference are the same too.
-SETTINGS = ("snapshot", "seeds", "class", "sampler", "reference", "reference_size")
+SETTINGS = ("snapshot", "optimum", "seeds", "class", "sampler", "reference", "reference_size")
 CONTENTS = ("snapshot_sha256", "reference_sha256")
 
 
 def make_settings(
-    snapshot: str | os.PathLike,  # path of the snapshot
+    snapshot: str | os.PathLike,  # path of the snapshot, or of the dataset whose optimum is measured
     seeds: Iterable[int],
     *,
     reference_path: str | os.PathLike,  # of the reference dataset
     reference: np.ndarray,  # its images, uint8 [N, C, H, W]
     class_idx: int | None,
     sampler_kwargs: dict[str, Any],
+    optimum: str | None = None,  # "unconditional" or "class-conditional" optimum; None: a trained network
 ) -> dict[str, Any]:
     """The part of a record that is known before the measurement: `SETTINGS` and `CONTENTS`.
 
@@ -44,6 +45,7 @@ def make_settings(
     reference_sha256.update(pixels)
     return {
         "snapshot": Path(snapshot).name,
+        "optimum": optimum,
         "seeds": format_int_list(seeds),
         "class": class_idx,
         "sampler": sampler,
@@ -57,16 +59,16 @@ def make_settings(
 def find_record(
     records: Iterable[dict[str, Any]], settings: dict[str, Any], keys: Iterable[str] = SETTINGS + CONTENTS
 ) -> dict[str, Any] | None:
-    """The last of `records` that agrees with `settings` in all `keys`, or None."""
-    found = [r for r in records if all(key in r and r[key] == settings[key] for key in keys)]
+    """The last of `records` that agrees with `settings` in all `keys`, or None. A missing entry is None."""
+    found = [r for r in records if all(r.get(key) == settings.get(key) for key in keys)]
     return found[-1] if found else None
 
 
 def write_measurement(
     log: str | os.PathLike,  # path of mem_traj.log
     measurement: Measurement,
-    snapshot: str | os.PathLike,  # path of the snapshot
-    kimg: int,
+    snapshot: str | os.PathLike,  # path of the snapshot, or of the dataset whose optimum was measured
+    kimg: int | None,  # None: not trained
     settings: dict[str, Any],  # of `make_settings`
     *,
     images: str | os.PathLike | None = None,  # folder of the PNGs; None: none were kept
@@ -76,9 +78,9 @@ def write_measurement(
     Beside the log lie `mem_traj.jsonl` (the log's name with another suffix) and `knn-dist/`. The log grows
     by the published two lines; where no PNGs were kept the second names the snapshot as well, for the
     images were compared as they were generated. In the jsonl a record with the same settings is replaced,
-    so that no measurement counts twice, and an incomplete last line is dropped.
-    `knn-dist/network-snapshot-KIMG.npz` holds `knn_distance` [n, 2], `knn_index` [n, 2] and `seeds` [n] of
-    the last measurement of that snapshot.
+    so that no measurement counts twice; its gap is kept where the contents are the same. An incomplete last
+    line is dropped. `knn-dist/network-snapshot-KIMG.npz` (or `optimum-NAME.npz`) holds `knn_distance` [n, 2],
+    `knn_index` [n, 2] and `seeds` [n] of the last measurement of that snapshot.
     """
     log = Path(log)
     n, successes = measurement.num_samples, measurement.num_memorized
@@ -96,7 +98,8 @@ def write_measurement(
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
-    with atomic_write(log.parent / "knn-dist" / f"network-snapshot-{kimg:06d}.npz") as file:
+    name = f"optimum-{Path(snapshot).stem}" if kimg is None else f"network-snapshot-{kimg:06d}"
+    with atomic_write(log.parent / "knn-dist" / f"{name}.npz") as file:
         np.savez(
             file,
             knn_distance=measurement.knn_distance,
@@ -104,16 +107,7 @@ def write_measurement(
             seeds=measurement.seeds,
         )
 
-    jsonl = jsonl_path(log)
-    records = read_trajectory(jsonl, report=lambda _: None) if jsonl.exists() else []
-    previous = find_record(records, record, SETTINGS)
-    if previous is not None:
-        records[records.index(previous)] = record
-    else:
-        records.append(record)
-    with atomic_write(jsonl, "w") as file:
-        file.writelines(json.dumps(r, allow_nan=False) + "\n" for r in records)
-
+    _put_record(log, record)
     with open(log, "a", encoding="utf-8") as file:
         file.write(
             f'Generating images from "{snapshot}".\n'
@@ -122,6 +116,28 @@ def write_measurement(
             f"The calibrated KNN ratio is {record['ratio']}\n"
         )
     return record
+
+
+def write_gap(log: str | os.PathLike, record: dict[str, Any], gap: dict[str, Any]) -> dict[str, Any]:
+    """Write the gap of a measured snapshot (see `memorization.gap`) into its record, and return the record."""
+    record = {**record, "gap": gap}
+    _put_record(Path(log), record)
+    return record
+
+
+def _put_record(log: Path, record: dict[str, Any]) -> None:
+    """Write `record` in the place of the one with the same settings, or at the end."""
+    jsonl = jsonl_path(log)
+    records = read_trajectory(jsonl, report=lambda _: None) if jsonl.exists() else []
+    previous = find_record(records, record, SETTINGS)
+    if previous is None:
+        records.append(record)
+    else:
+        if "gap" in previous and "gap" not in record and find_record([previous], record) is not None:
+            record["gap"] = previous["gap"]
+        records[records.index(previous)] = record
+    with atomic_write(jsonl, "w") as file:
+        file.writelines(json.dumps(r, allow_nan=False) + "\n" for r in records)
 
 
 def jsonl_path(log: str | os.PathLike) -> Path:
@@ -179,8 +195,11 @@ def format_int_list(values: Iterable[int]) -> str:
 
 
 def _sha256(path: str | os.PathLike) -> str:
+    """Digest of a file, or of all files of a folder."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    path = Path(path)
+    for each in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
+        with open(each, "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
     return digest.hexdigest()

@@ -62,6 +62,14 @@ def test_equals_the_definition_at_every_noise_level(sigma, skip):
     np.testing.assert_allclose(w[np.arange(25), posterior.nearest], w.max(1), rtol=1e-4)
 
 
+def test_chunks_without_weight_are_passed_over():
+    images = np.sort(NEAR.reshape(len(NEAR), -1), axis=0).reshape(NEAR.shape)  # the first chunk is far from the last
+    x = images[:2] / 127.5 - 1
+    net = OptimEDM(images, chunk=100)
+    out = net(torch.from_numpy(x), torch.tensor(0.05))
+    np.testing.assert_allclose(out.flatten(1), definition(images, x, 0.05)[1], atol=1e-5)
+
+
 def test_near_duplicates_share_the_weight_at_small_sigma():
     """Two training images that differ by one level in one pixel: naive |x|^2 - 2 x.y + |y|^2 would lose it."""
     net = OptimEDM(NEAR)

@@ -237,7 +237,8 @@ def check_state(
         if what == "optimizer_settings":
             value, saved = (dict(settings or {}, lr=None) for settings in (value, saved))
         if value != saved:
-            raise ValueError(f'"{source}" is of a run with another {what.replace("_", " ")}; resume with its options.')
+            what = what.removesuffix("_settings").replace("_", " ")
+            raise ValueError(f'"{source}" is of a run with another {what}; resume with its options.')
     if shared["nimg"] >= total_nimg:
         raise ValueError(f'"{source}" is at the end of its run, {shared["nimg"] / 1000:g} kimg; raise --duration.')
 

@@ -136,7 +136,7 @@ class OptimEDM(torch.nn.Module):
     ref_size : take a new random subset of so many images at each call, as the published code does
     skip : skip images that provably carry no weight
     shard : `images` are this rank's part of the training set, and all ranks make every call together
-    chunk : images visited at a time
+    chunk : images visited at a time; None = as many as a processor's cache holds of them as float32
 
     Raises
     ------
@@ -153,7 +153,7 @@ class OptimEDM(torch.nn.Module):
         ref_size: int | None = None,
         skip: bool = True,
         shard: bool = False,
-        chunk: int = 2048,
+        chunk: int | None = None,
     ):
         super().__init__()
         with warnings.catch_warnings():
@@ -168,6 +168,7 @@ class OptimEDM(torch.nn.Module):
             raise ValueError(f"ref_size must be at least 1, not {ref_size}.")
         self.img_channels, self.img_resolution = images.shape[1], images.shape[2]
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        chunk = chunk or min(max((1 << 22) // images[0].numel(), 512), 4096)
         self.ref_size, self.skip, self.shard, self.chunk = ref_size, skip, shard, chunk
         self.images = images  # no buffer: may stay in a file or on the CPU while the rest is on a GPU
         self._subset = torch.Generator().manual_seed(0)  # of ref_size

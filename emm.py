@@ -82,9 +82,10 @@ def collapse(traces: tuple[str, ...], out: str, title: str | None) -> None:
     """
     check_format(out)
     curves = posterior_curves(traces)
-    click.echo(f"{'|D|':>8} {'seeds':>6} {'sigma of collapse':>18}")
+    click.echo(f"{'|D|':>8} {'seeds':>6} {'sigma of collapse':>18}  quartiles of the seeds")
     for c in curves:
-        click.echo(f"{c.size:>8} {c.seeds:>6} {'never' if c.collapse is None else format(c.collapse, '.3f'):>18}")
+        median, first, third = ("never" if s is None else format(s, ".3f") for s in (c.collapse, *c.collapse_quartiles))
+        click.echo(f"{c.size:>8} {c.seeds:>6} {median:>18}  {first} to {third}")
     collapse_curve(curves, out, title=title)
     click.echo(f"Figure: {out}")
 

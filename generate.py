@@ -19,8 +19,8 @@ from training.snapshot import load_network
 
 
 @click.command(context_settings=dict(max_content_width=120))
-@click.option("--network", help="Network snapshot", metavar="SNAPSHOT|URL", required=True)
-@click.option("--outdir", help="Where to save the images", metavar="DIR", required=True)
+@click.option("--network", help="Snapshot to sample from", metavar="SNAPSHOT|URL", required=True)
+@click.option("--outdir", help="Folder for the PNGs", metavar="DIR", required=True)
 @seeds_option("0-63")
 @subdirs_option
 @class_option
@@ -43,17 +43,16 @@ def main(
     Examples:
 
     \b
-    # Generate 64 images and save them as out/000000.png ... out/000063.png
+    # The first 64 seeds: out/000000.png to out/000063.png
     python generate.py --network=RUN/network-snapshot-002000.safetensors --outdir=out
 
     \b
-    # Generate 10,000 images with 8 GPUs, in folders of 1000
+    # 10,000 images with 8 GPUs, in folders of 1000
     torchrun --standalone --nproc_per_node=8 generate.py --network=RUN/network-snapshot-002000.safetensors \\
         --outdir=out --seeds=0-9999 --subdirs --batch=512
     """
     target = dist.init(device)
     try:
-        dist.print0(f'Loading network from "{network}"...')
         net, _ = load_network(network, target)
         generate_to_folder(net, seeds, outdir, subdirs, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
     finally:

@@ -22,7 +22,7 @@ from training.trace import PosteriorTrace
 
 @click.command(context_settings=dict(max_content_width=120))
 @click.option("--network", help="Dataset whose optimum to sample", metavar="ZIP|DIR|NPZ|URL", required=True)
-@click.option("--outdir", help="Where to save the images", metavar="DIR", required=True)
+@click.option("--outdir", help="Folder for the PNGs", metavar="DIR", required=True)
 @click.option("--cond", help="Class-conditional optimum", metavar="BOOL", type=bool, default=False, show_default=True)
 @click.option(
     "--ref-size", help="Use a new random subset of so many images at each call", metavar="INT",
@@ -76,7 +76,6 @@ def main(
     try:
         if trace is not None and Path(trace).is_dir():
             raise ValueError(f'--trace: "{trace}" is a folder; name a CSV file.')
-        dist.print0(f'Loading training images from "{network}"...')
         net = load_optimum(
             network, target, cond=cond or class_idx is not None, mmap=mmap, shard=shard, ref_size=ref_size, skip=skip
         )

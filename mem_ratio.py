@@ -40,7 +40,10 @@ GRID_SEEDS = 32
 @click.option("--network", help="Instead of a run: dataset whose optimum to measure", metavar="ZIP|DIR|NPZ|URL")
 @click.option("--cond", help="Class-conditional optimum, with --network", metavar="BOOL", type=bool, default=False)
 @click.option("--knn-ref", help="Training images to compare with  [default: --network]", metavar="ZIP|DIR|NPZ")
-@click.option("--log", help="Log file; the other results lie beside it  [default: EXPDIR/mem_traj.log]", metavar="FILE")
+@click.option(
+    "--log", "--log-file", help="Log file; the other results lie beside it  [default: EXPDIR/mem_traj.log]",
+    metavar="FILE",
+)  # fmt: skip
 @click.option(
     "--gap", help="Measure the gap to the optimum, too, on so many noised images", metavar="N",
     type=click.IntRange(min=1),
@@ -83,7 +86,8 @@ def main(
     With --gap=N also the mean squared distance between the network and the closed-form optimum of the training
     images is measured, at 16 noise levels, on N noised training images (and N of --holdout); see gap.png.
 
-    Beside the log lie the records (mem_traj.jsonl) and the distances of every image (knn-dist).
+    Beside the log lie the records (mem_traj.jsonl) and the distances of every image (knn-dist). torchrun takes
+    --log for its own option (Python 3.11): with it, write --log-file.
 
     Examples:
 
@@ -148,7 +152,8 @@ def main(
             dist.print0(describe(record) + note)
         if meter is not None:
             gap_path = log_path.parent / "gap.png"
-            dist.on_rank0(gap_curves, list(records.values()), gap_path, title=log_path.parent.absolute().name)
+            title = f"{log_path.parent.absolute().name}, |D| = {len(reference)}"
+            dist.on_rank0(gap_curves, list(records.values()), gap_path, title=title)
             dist.print0(f"Gap:         {gap_path}")
 
         best = max(subjects, key=lambda subject: records[subject.name]["ratio"])
@@ -197,6 +202,7 @@ def open_meter(subject: Subject, training: str, holdout: str | None, device: tor
         device=device,
         **how,
     )
+    meter.check(net)
     if meter.overlap:
         dist.print0(f'Note: {meter.overlap} images of "{holdout}" are training images.')
     return meter

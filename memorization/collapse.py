@@ -25,19 +25,29 @@ class PosteriorCurve:
 
     @property
     def collapse(self) -> float | None:
-        """The noise level at which the median first falls below `LEVEL`, or None if it never does.
+        """The noise level at which the median first falls below `LEVEL`, or None if it never does."""
+        return crossing(self.sigma, self.median)
 
-        Between two steps the logarithm of the median is taken as linear in log sigma; a median that begins
-        below the level has collapsed at the first step.
-        """
-        below = np.flatnonzero(self.median < LEVEL)
-        if not below.size:
-            return None
-        i = below[0]
-        if i == 0:
-            return float(self.sigma[0])
-        (a, b), (s, t) = np.log(self.median[i - 1 : i + 1]), np.log(self.sigma[i - 1 : i + 1])
-        return math.exp(s + (t - s) * (a - math.log(LEVEL)) / (a - b))
+    @property
+    def collapse_quartiles(self) -> tuple[float | None, float | None]:
+        """The noise levels at which a quarter, and at which three quarters, of the seeds have fallen below it."""
+        return crossing(self.sigma, self.low), crossing(self.sigma, self.high)
+
+
+def crossing(sigma: np.ndarray, number: np.ndarray, level: float = LEVEL) -> float | None:
+    """The noise level at which `number` [steps] first falls below `level`, or None if it never does.
+
+    Between two steps log(number) is taken as linear in log(sigma); what begins below the level has crossed it
+    at the first step.
+    """
+    below = np.flatnonzero(number < level)
+    if not below.size:
+        return None
+    i = below[0]
+    if i == 0:
+        return float(sigma[0])
+    (a, b), (s, t) = np.log(number[i - 1 : i + 1]), np.log(sigma[i - 1 : i + 1])
+    return math.exp(s + (t - s) * (a - math.log(level)) / (a - b))
 
 
 def posterior_curves(traces: Iterable[str | os.PathLike]) -> list[PosteriorCurve]:

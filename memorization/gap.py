@@ -214,6 +214,12 @@ class GapMeter:
             path = str(os.path.realpath(holdout.path))
             self._settings |= {"holdout": path, "holdout_size": len(holdout.images), "holdout_sha256": digest}
 
+    def check(self, net: torch.nn.Module) -> None:
+        """Raise ValueError, at once, if `measure` cannot measure this network."""
+        for data in [self.training, self.holdout]:
+            if data is not None:
+                _check(net, self._optimum, torch.as_tensor(data.images), self._settings["num"], data.labels)
+
     @property
     def overlap(self) -> int:
         """Number of held-out images that are also in the training set, pixel by pixel."""

@@ -11,10 +11,11 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure  # without pyplot: no backend, no global state, nothing to close
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from dnnlib.util import atomic_write
 from memorization.collapse import LEVEL, PosteriorCurve
@@ -157,7 +158,8 @@ def gap_curves(
 ) -> None:
     """Draw the gap to the optimum over sigma, both logarithmic, a line per snapshot; held-out images dashed.
 
-    The colour is the training time in kimg, dark = late. Bands are +- 2 standard errors.
+    The colour is the training time in kimg, dark = late. Bands are +- 2 standard errors. Dotted is sigma^2, the gap
+    of a denoiser that returns its input, while D* returns the training image.
 
     Raises
     ------
@@ -168,12 +170,14 @@ def gap_curves(
     if not records:
         raise ValueError("There is no gap to draw; measure it with mem_ratio.py --gap=N.")
     check_format(path)
-    kimg = [max(r["kimg"] or 0, 1) for r in records]
-    norm = LogNorm(min(kimg), max(*kimg, 2))
+    kimg = [r["kimg"] or 0 for r in records]
+    norm = Normalize(min(kimg) if len(set(kimg)) > 1 else 0, max(*kimg, 1))
     colors = ListedColormap(colormaps["viridis_r"](np.linspace(0.12, 1, 256)))  # the lightest would not be seen
 
     fig = Figure(figsize=(6.0, 4.0), dpi=200, layout="constrained")
     ax = fig.subplots()
+    _log_axes(ax, r"noise level $\sigma$", r"gap: mean $\|D_\theta - D^*\|^2$ per pixel")
+    limits = []
     for record, time in zip(records, kimg):
         gap = record["gap"]
         for prefix, style in [("", "-"), ("holdout_", "--")]:
@@ -181,18 +185,23 @@ def gap_curves(
                 continue
             sigma = np.array(gap["sigma"], dtype=float)
             mean = np.array(gap[prefix + "mean"], dtype=float)  # None becomes NaN
+            mean[mean <= 0] = np.nan  # the optimum itself
+            limits += [0.5 * mean[mean > 0], 2 * mean[mean > 0]]
             error = 2 * np.nan_to_num(np.array(gap[prefix + "stderr"], dtype=float))
             color = colors(norm(time))
             ax.plot(sigma, mean, style, color=color, linewidth=1.5)
             ax.fill_between(sigma, np.maximum(mean - error, mean * 1e-3), mean + error, color=color, alpha=0.15, lw=0)
-    _log_axes(ax, r"noise level $\sigma$", r"gap  $\mathbb{E}\,\|D_\theta - D^*\|^2$ per pixel")
-    if any("holdout_mean" in r["gap"] for r in records):
-        lines = [Line2D([], [], color="0.3", linestyle=style) for style in ("-", "--")]
-        ax.legend(lines, ["training images", "held-out images"], frameon=False, fontsize=9)
+    ax.plot(sigma, sigma**2, ":", color=_GREY, linewidth=1.2, zorder=0)
+    limits = np.concatenate(limits)
+    if limits.size:
+        ax.set_ylim(limits.min(), limits.max())
+    legend = {"training images": "-", "held-out images": "--", r"$\sigma^2$, of a net that returns its input": ":"}
+    if not any("holdout_mean" in r["gap"] for r in records):
+        del legend["held-out images"]
+    lines = [Line2D([], [], color=_GREY if style == ":" else "0.2", linestyle=style) for style in legend.values()]
+    fig.legend(lines, legend, frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     if len(set(kimg)) > 1:
-        bar = fig.colorbar(ScalarMappable(norm, colors), ax=ax, label="training images seen (thousands)")
-        bar.set_ticks(sorted(set(kimg)), labels=[f"{k}" for k in sorted(set(kimg))])
-        bar.minorticks_off()
+        fig.colorbar(ScalarMappable(norm, colors), ax=ax, label="training images seen (thousands)")
     if title:
         ax.set_title(title, fontsize=11)
     _save(fig, path)
@@ -202,7 +211,7 @@ def collapse_curve(curves: Sequence[PosteriorCurve], path: str | os.PathLike, *,
     """Draw the median effective number of training images over sigma, falling as a sampler goes, a line per |D|.
 
     Bands reach from the first to the third quartile of the seeds; a diamond marks where the posterior has
-    collapsed onto one image.
+    collapsed onto one image. Lower noise levels, where one image has all the weight, are left out.
 
     Raises
     ------
@@ -214,16 +223,23 @@ def collapse_curve(curves: Sequence[PosteriorCurve], path: str | os.PathLike, *,
     check_format(path)
     fig = Figure(figsize=(6.0, 4.0), dpi=200, layout="constrained")
     ax = fig.subplots()
+    _log_axes(ax, r"noise level $\sigma$", "effective number of training images")
+    last = min(curve.sigma[curve.high > 1.01].min(initial=curve.sigma[0]) for curve in curves)
     for i, curve in enumerate(curves):
         color = colormaps["viridis"](0.85 * (1 - i / max(len(curves) - 1, 1)))
-        ax.plot(curve.sigma, curve.median, color=color, linewidth=1.6, label=f"|D| = {curve.size:,}")
+        label = "never" if curve.collapse is None else rf"$\sigma$ = {curve.collapse:.2f}"
+        ax.plot(curve.sigma, curve.median, color=color, linewidth=1.6, label=f"|D| = {curve.size:,}: {label}")
         ax.fill_between(curve.sigma, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
         if curve.collapse is not None:
-            ax.plot(curve.collapse, LEVEL, "D", color=color, markersize=6, markeredgecolor="white", zorder=4)
+            ax.plot(
+                curve.collapse, LEVEL, "D", color=color, markersize=5.5, markeredgecolor="white", markeredgewidth=0.7,
+                zorder=4,
+            )  # fmt: skip
     ax.axhline(LEVEL, color=_GREY, linestyle=":", linewidth=1, zorder=0)
-    _log_axes(ax, r"noise level $\sigma$", "effective number of training images")
-    ax.invert_xaxis()
-    ax.legend(frameon=False, fontsize=9)
+    ax.set_xlim(max(curve.sigma[0] for curve in curves) * 1.2, last / 3)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.legend(frameon=False, fontsize=9, title="collapse onto one image", title_fontsize=9)
     if title:
         ax.set_title(title, fontsize=11)
     _save(fig, path)

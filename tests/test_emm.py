@@ -1,4 +1,4 @@
-"""EMM: the crossing on published numbers and awkward curves, runs on disk, the table, the figure."""
+"""EMM and the collapse of the optimum: the crossings, runs and traces on disk, the tables, the figures."""
 
 import csv
 import json
@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import emm as cli
+import generate_optim
+from memorization.collapse import crossing, posterior_curves
 from memorization.emm import (
     CurvePoint,
     Emm,
@@ -18,7 +20,7 @@ from memorization.emm import (
     find_runs,
     run_point,
 )
-from memorization.plots import emm_curve, neighbour_grid
+from memorization.plots import collapse_curve, emm_curve, neighbour_grid
 
 
 def write_run(folder, size, memorized, n=64, *, total_nimg=None, extra=(), **options):
@@ -161,6 +163,11 @@ def test_differing_options(tmp_path):
     assert differing_options([a, b, c]) == ["batch_size", "network_kwargs.model_channels"]
 
 
+def test_measured_optimum_is_no_snapshot(tmp_path):
+    optimum = {"kimg": None, "optimum": "unconditional", "num_memorized": 640, "num_samples": 640}
+    assert run_point(write_run(tmp_path / "run", 16, [10, 60], extra=[optimum])).num_memorized == 60
+
+
 # ----------------------------------------------------------------------------
 # Command and figures.
 
@@ -227,6 +234,7 @@ def nothing(folder):
         (["empty"], nothing, "No measured run found"),
         (["run", "--out=curve"], nothing, "does not say a format"),
         (["run", "--out=curve.csv"], nothing, "does not say a format"),
+        (["run", "--out=folder.png"], nothing, "is a folder"),
         (["run", "--level=90"], nothing, "between 0 and 1, not 90"),
         (["run"], bad_options, "dataset_kwargs.max_size"),
         (["run"], bad_json, "dataset_kwargs.max_size"),
@@ -240,6 +248,7 @@ def test_bad_commands(tmp_path, monkeypatch, args, damage, message):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", 16, [30])
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.png").mkdir()
     damage(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     result = invoke("curve", *args)
@@ -280,3 +289,93 @@ def test_bad_grids(tmp_path, shape, distance, path, message):
     with pytest.raises(ValueError, match=message):
         neighbour_grid(np.zeros(shape, dtype=np.uint8), neighbours, tmp_path / path, distance=np.ones(distance))
     assert not list(tmp_path.iterdir())
+
+
+# ----------------------------------------------------------------------------
+# Collapse.
+
+
+def write_trace(path, size, numbers, sigmas=(8.0, 4.0, 2.0, 1.0), first=0):
+    """A trace: `numbers` holds the effective numbers of each seed, one per step."""
+    lines = ["size,seed,step,sigma,effective_number,nearest_index,weight"]
+    for seed, row in enumerate(numbers, start=first):
+        lines += [f"{size},{seed},{step},{s},{n},0,1" for step, (s, n) in enumerate(zip(sigmas, row))]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([100, 8, 1, 1], 4 / 2 ** (2 / 3)),  # 8 -> 1 over a factor 2 of sigma: a third of the way up from 1 in log
+        ([100, 4, 1, 1], 4 / 2**0.5),
+        ([100, 8, 4, 2], None),  # at the level, not below it
+        ([1, 1, 1, 1], 8),
+        ([4, 1, 4, 1], 8 / 2**0.5),  # the first time
+    ],
+)
+def test_crossing(numbers, expected):
+    found = crossing(np.array([8.0, 4.0, 2.0, 1.0]), np.array(numbers, dtype=float))
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_posterior_curves(tmp_path):
+    small = write_trace(tmp_path / "a.csv", 10, [[10, 4, 1, 1], [10, 6, 1, 1], [10, 9, 3, 1]])
+    large = write_trace(tmp_path / "b.csv", 99, [[99, 50, 8, 1]])
+    more = write_trace(tmp_path / "c.csv", 99, [[99, 60, 10, 1]], first=1)
+    ten, many = posterior_curves([large, small, more])
+    assert (ten.size, ten.seeds, many.size, many.seeds) == (10, 3, 99, 2)
+    np.testing.assert_array_equal(ten.sigma, [8, 4, 2, 1])
+    np.testing.assert_array_equal(ten.median, [10, 6, 1, 1])
+    np.testing.assert_array_equal(ten.low, [10, 5, 1, 1])
+    np.testing.assert_array_equal(ten.high, [10, 7.5, 2, 1])
+    np.testing.assert_array_equal(many.median, [99, 55, 9, 1])
+    assert ten.collapse == crossing(ten.sigma, ten.median)
+    assert ten.collapse_quartiles[0] > ten.collapse > ten.collapse_quartiles[1]
+
+
+def test_collapse_command(digits_zip, make_zip, tmp_path, run_cli):
+    """From real traces: more images hold out to lower noise levels, and all of them collapse."""
+    from training.dataset import ImageFolderDataset
+
+    few = make_zip(ImageFolderDataset(digits_zip).images()[:20, 0], None, tmp_path / "few.zip")
+    options = ["--seeds=0-7", f"--outdir={tmp_path / 'out'}", "--device=cpu"]
+    for name, network in [("few", few), ("all", digits_zip)]:
+        run_cli(generate_optim.main, [f"--network={network}", f"--trace={tmp_path / name}.csv", *options])
+    out = tmp_path / "figures" / "c.png"
+    result = run_cli(cli.main, ["collapse", tmp_path / "all.csv", tmp_path / "few.csv", f"--out={out}"])
+    rows = [line.split() for line in result.output.splitlines()[1:3]]
+    assert [row[:2] for row in rows] == [["20", "8"], ["1797", "8"]]
+    assert 5 > float(rows[0][2]) > float(rows[1][2]) > 0.3
+    assert Image.open(out).size[0] > 800
+
+
+def test_collapse_figure_of_curves_that_never_fall(tmp_path):
+    curves = posterior_curves([write_trace(tmp_path / "a.csv", 10, [[10, 10, 9, 9]])])
+    collapse_curve(curves, tmp_path / "c.pdf")
+    result = invoke("collapse", tmp_path / "a.csv", f"--out={tmp_path / 'c.png'}")
+    assert "never  never to never" in result.output
+    collapse_curve(posterior_curves([write_trace(tmp_path / "b.csv", 1, [[1, 1, 1, 1]])]), tmp_path / "d.png")
+    with pytest.raises(ValueError, match="no curves"):
+        collapse_curve([], tmp_path / "e.png")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "Missing argument"),
+        (["missing.csv"], "missing.csv"),
+        (["text.csv"], "is not a trace"),
+        (["a.csv", "a.csv"], "repeats seed 0 of |D| = 10"),
+        (["a.csv", "other.csv"], "different noise levels"),
+        (["a.csv", "--out=c.doc"], "does not say a format"),
+    ],
+)
+def test_bad_traces(tmp_path, monkeypatch, run_cli, args, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.csv").write_text("text")
+    write_trace(tmp_path / "a.csv", 10, [[10, 10, 9, 9]])
+    write_trace(tmp_path / "other.csv", 10, [[10, 10, 9, 9]], sigmas=(8, 4, 3, 1), first=1)
+    before = sorted(tmp_path.rglob("*"))
+    result = run_cli(cli.main, ["collapse", *args], code=1 if args else 2)
+    assert message in result.output and sorted(tmp_path.rglob("*")) == before

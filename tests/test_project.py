@@ -65,7 +65,7 @@ def test_readme_options_exist():
     for command in re.findall(r"^(?:python|torchrun) .*$", text, flags=re.MULTILINE):
         match = re.search(r"\b(\w+)\.py\b(.*)", command)
         script, rest = match[1], match[2]
-        words = [script] + [w for w in rest.split()[:1] if w == "curve"]
+        words = [script] + [w for w in rest.split()[:1] if w in ("curve", "collapse")]
         help = [sys.executable, str(ROOT / f"{script}.py"), *words[1:], "--help"]
         known = subprocess.run(help, capture_output=True, text=True, check=True).stdout
         for option in re.findall(r"(?<=\s)(--[\w-]+)", rest):

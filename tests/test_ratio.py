@@ -281,11 +281,11 @@ def test_interrupted_command_goes_on(make_run, small_zip, run_cli, monkeypatch):
     arguments = [f"--expdir={run}", f"--knn-ref={small_zip}", "--seeds=0-2", *FAST]
     measured = []
 
-    def stop_at_second(path, *args, measure=cli.measure_snapshot, **kwargs):
-        measured.append(path.stem)
+    def stop_at_second(subject, *args, measure=cli.measure_snapshot, **kwargs):
+        measured.append(subject.name)
         if len(measured) == 2:
             raise OSError("The disk is full.")
-        return measure(path, *args, **kwargs)
+        return measure(subject, *args, **kwargs)
 
     monkeypatch.setattr(cli, "measure_snapshot", stop_at_second)
     assert "The disk is full." in run_cli(cli.main, arguments, code=1).output
@@ -351,7 +351,11 @@ def test_two_processes(make_run, small_zip, seeds, run_cli):
         (["--expdir=classes", "--class=4"], 1, "0-3"),
         (["--log=empty"], 1, "is a folder"),
         (["--log=mem_traj.jsonl"], 1, "overwrite its own records"),
+        (["--log="], 1, "is a folder"),
+        (["--log=one.zip/m.log"], 1, "is a file"),
         (["--grid=grid.doc"], 1, "does not say a format"),
+        (["--grid=folder.png"], 1, "is a folder"),
+        (["--save-images=one.zip"], 1, "is a file"),
         (["--device=tpu"], 1, "tpu"),
         (["--steps=0"], 2, "--steps"),
     ],
@@ -363,6 +367,7 @@ def test_bad_commands(make_run, make_zip, small_zip, digits, run_cli, tmp_path, 
     os.symlink(make_run([100], label_dim=4), "classes")
     Path("damaged/network-snapshot-000100.safetensors").write_bytes(b"not a snapshot")
     Path("empty").mkdir()
+    Path("folder.png").mkdir()
     make_zip(digits[:1, 0], None, "one.zip")
     make_zip(digits[:3, 0, :, :, np.newaxis].repeat(3, axis=3), None, "colour.zip")
     make_zip(digits[:3, 0].repeat(2, axis=1).repeat(2, axis=2), None, "large.zip")
@@ -383,3 +388,81 @@ def test_records_are_strict_json(make_run, small_zip, run_cli):
         raise AssertionError(constant)
 
     json.loads((run / "mem_traj.jsonl").read_text(), parse_constant=refuse)
+
+
+# ----------------------------------------------------------------------------
+# The optimum as a network.
+
+
+def measure_optimum(run_cli, folder, network, *options):
+    """Run the command; return the last record and the distances."""
+    command = [f"--network={network}", f"--log={folder / 'mem_traj.log'}", "--device=cpu", *options]
+    result = run_cli(cli.main, command)
+    record = read_trajectory(folder / "mem_traj.jsonl")[-1]
+    return record, np.load(folder / "knn-dist" / f"optimum-{Path(network).stem}.npz"), result.output
+
+
+def test_optimum_of_its_own_data(digits_zip, run_cli, tmp_path):
+    """No two of the 1797 digits are equal: every image is a copy of exactly one, and counts."""
+    record, data, output = measure_optimum(run_cli, tmp_path, digits_zip, "--seeds=0-31", "--gap=8")
+    assert record["ratio"] == 1 and (data["knn_distance"][:, 0] == 0).all() and (data["knn_distance"][:, 1] > 0).all()
+    assert (record["kimg"], record["optimum"], record["snapshot"]) == (None, "unconditional", "digits.zip")
+    assert "optimum  R_mem 100.00 %" in output and len(LINES.findall((tmp_path / "mem_traj.log").read_text())) == 1
+    assert max(record["gap"]["mean"]) < 1e-8 and (tmp_path / "gap.png").exists()
+    *_, output = measure_optimum(run_cli, tmp_path, digits_zip, "--seeds=0-31", "--gap=8")
+    assert "measured before" in output and len(read_trajectory(tmp_path / "mem_traj.jsonl")) == 1
+
+
+def test_optimum_of_data_with_exact_duplicates(digits, make_zip, run_cli, tmp_path):
+    """A copy of an image that is there twice is as near to the second (0/0), and does not count."""
+    images = np.concatenate([digits, digits[:40]])
+    network = make_zip(images[:, 0], None, tmp_path / "twice.zip")
+    record, data, _ = measure_optimum(run_cli, tmp_path, network, "--seeds=0-63", f"--save-images={tmp_path / 'out'}")
+    made = [np.asarray(Image.open(tmp_path / "out" / "optimum-twice" / f"{seed:06d}.png")) for seed in range(64)]
+    is_double = np.array([(image == digits[:40, 0]).all((1, 2)).any() for image in made])
+    np.testing.assert_array_equal(memorized(data["knn_distance"]), ~is_double)
+    assert 10 < is_double.sum() < 60 and record["num_memorized"] == 64 - is_double.sum()
+
+
+@pytest.mark.parametrize("kind", ["zip", "npz"])
+def test_class_conditional_optimum(digits_zip, run_cli, tmp_path, kind):
+    data = ImageFolderDataset(digits_zip, use_labels=True)
+    network = digits_zip
+    if kind == "npz":
+        network = tmp_path / "digits.npz"
+        np.savez(network, images=data.images()[:300], labels=data.labels()[:300])
+    measure_optimum(run_cli, tmp_path, network, "--seeds=0-7")
+    record, found, _ = measure_optimum(run_cli, tmp_path, network, "--seeds=0-7", "--cond=1", "--gap=5")
+    assert record["optimum"] == "class-conditional" and record["class"] is None and record["ratio"] == 1
+    assert max(record["gap"]["mean"]) < 1e-8
+    record, found, _ = measure_optimum(run_cli, tmp_path, network, "--seeds=0-7", "--class=3")
+    assert record["optimum"] == "class-conditional" and record["class"] == 3
+    assert (data.labels()[found["knn_index"][:, 0]] == 3).all()
+    assert len(read_trajectory(tmp_path / "mem_traj.jsonl")) == 3  # three measurements, not one thrice
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ([], 2, "Give either --expdir"),
+        (["--expdir=x", "--network=y.zip", "--log=out/l.log"], 2, "Give either --expdir"),
+        (["--expdir=x"], 2, "--expdir needs --knn-ref"),
+        (["--expdir=x", "--knn-ref=y.zip", "--cond=1"], 2, "--cond belongs to --network"),
+        (["--network=ours.zip"], 2, "--network needs --log"),
+        (["--network=missing.zip", "--log=out/l.log"], 1, "does not exist"),
+        (["--network=ours.zip", "--log=out/l.log", "--cond=1"], 1, "holds no labels"),
+        (["--network=ours.zip", "--log=out/l.log", "--class=1"], 1, "holds no labels"),
+        (["--network=ours.zip", "--log=out/l.log", "--knn-ref=large.zip"], 1, "[1, 16, 16]"),
+        (["--network=empty.npz", "--log=out/l.log"], 1, 'no array named "images"'),
+        (["--network=text.npz", "--log=out/l.log"], 1, "cannot be read as .npz"),
+    ],
+)
+def test_bad_optima(digits, make_zip, run_cli, tmp_path, monkeypatch, options, code, message):
+    monkeypatch.chdir(tmp_path)
+    make_zip(digits[:9, 0], None, "ours.zip")
+    make_zip(digits[:9, 0].repeat(2, axis=1).repeat(2, axis=2), None, "large.zip")
+    np.savez("empty.npz", pixels=digits)
+    Path("text.npz").write_text("text")
+    before = sorted(tmp_path.rglob("*"))
+    assert message in run_cli(cli.main, [*options, "--device=cpu"], code=code).output
+    assert sorted(tmp_path.rglob("*")) == before

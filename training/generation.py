@@ -15,9 +15,10 @@ from dnnlib.util import atomic_write, check_folder
 from torch_utils import distributed as dist
 from training.samplers import ABLATIONS, StackedRandomGenerator, ablation_sampler, edm_sampler
 
-# torch's convolutions on the CPU take other kernels, which round otherwise, for fewer rows than this.
-# Smaller batches are filled up by repeating their last seed.
-_MIN_ROWS = 16
+# On the CPU the number of rows decides which kernels torch takes, and they round differently. Multiples of this
+# number get the same ones, where the number of threads is a power of two (as measured for 1 to 16 threads); so
+# batches are filled up by repeating their last seed.
+_ROWS = 16
 
 
 def split_seeds(seeds: Sequence[int]) -> list[int]:
@@ -48,8 +49,8 @@ def generate_images(
     """Generate an image per seed, batch by batch: yields (seeds, images), images uint8 [b, C, H, W] on the CPU.
 
     Latents, class and injected noise of an image come from its seed alone. On the CPU the images are then
-    the same, bit by bit, at any batch size and number of processes; on CUDA they are up to the rounding of
-    convolutions that depends on the batch size.
+    the same, bit by bit, at any batch size and number of processes, with 1, 2, 4, 8 or 16 threads each; else
+    they are up to the rounding of convolutions that depends on the batch size.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def generate_images(
     for start in range(0, len(seeds), batch):
         batch_seeds = [int(s) for s in seeds[start : start + batch]]
         count = len(batch_seeds)
-        rows = max(count, _MIN_ROWS) if torch.device(device).type == "cpu" else count
+        rows = -(-count // _ROWS) * _ROWS if torch.device(device).type == "cpu" else count
         rnd = StackedRandomGenerator(device, batch_seeds + batch_seeds[-1:] * (rows - count))
         latents = rnd.randn([rows, *shape])
         class_labels = None
@@ -112,7 +113,6 @@ def generate_to_folder(
     check_folder(outdir)  # save_png makes it: arguments that the sampler refuses leave nothing behind
     together = getattr(net, "shard", False)
     share = list(seeds) if together else split_seeds(seeds)
-    dist.print0(f'Generating {len(seeds)} images to "{outdir}"...')
     with tqdm(total=len(share), unit="img", disable=None if dist.get_rank() == 0 else True) as bar:
         for batch_seeds, images in generate_images(net, share, **kwargs):
             if not together or dist.get_rank() == 0:
@@ -122,7 +122,7 @@ def generate_to_folder(
                 on_batch(batch_seeds)
             bar.update(len(batch_seeds))
     dist.barrier()
-    dist.print0("Done.")
+    dist.print0(f'{len(seeds)} images are in "{outdir}".')
 
 
 def to_uint8(images: Tensor) -> Tensor:

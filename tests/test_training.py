@@ -173,15 +173,16 @@ def test_resumed_run_equals_the_uninterrupted_one(run_dir, small_zip, tmp_path, 
     assert [x["Loss/loss"] for x in stats(tmp_path)] == [x["Loss/loss"] for x in stats(run_dir)[2:]]
 
 
-def test_terminated_run_saves_its_state_and_continues(run_dir, small_zip, tmp_path):
+@pytest.mark.parametrize("cache", [0, 1])
+def test_terminated_run_saves_its_state_and_continues(cache, run_dir, small_zip, tmp_path):
     args = ["--outdir", tmp_path, "--nosubdir", "--data", small_zip, "--duration=3", "--cond=1", *TINY, "--tick=50"]
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, args)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, args), f"--cache={cache}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
     for line in process.stdout:
         if line.startswith("tick 0"):
             break
     time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # loader processes, too
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == train.EXIT_STOPPED, rest
     (state,) = tmp_path.glob("training-state-*.pt")

@@ -32,6 +32,7 @@ _LIST = 2048  # images per row that are remembered as still able to carry weight
 _KEEP = 64  # of these, at least so many are kept from call to call
 _EXACT = 512  # images per row whose distances are computed one by one, in float64
 _MARGIN = 2.0  # remembered images reach beyond the needed ones by this factor
+_WORTH = 8192  # images from which on remembering beats comparing with all of them
 _UNIT = 2.0**-24  # unit roundoff of float32
 
 
@@ -114,8 +115,8 @@ class OptimEDM(torch.nn.Module):
     matrix products: their relative rounding error, at most dim 2^-24 and in practice a few 2^-24, leaves
     D* within 1e-5 (measured by the tests; 1e-4 is promised). Sums over images are in float64.
 
-    Skipping. Images are left out only where all of them together have weight below 1e-6. A dense pass at
-    u0 remembers, per row, the nearest image p, the images within reach, and a bound of the others. Let
+    Skipping. Images are left out only where all of them together have weight below 1e-6; in sets of fewer than
+    8192 none are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and a bound of the others. Let
     u - p = a (u0 - p) + rho with 0 <= a <= 1, as for a point that has moved along its noise towards p. Then for
     each image, with m = |v_i - p| and by Cauchy-Schwarz,
 
@@ -320,7 +321,7 @@ class OptimEDM(torch.nn.Module):
                 self._few(sums, row, members, u[i], float(variance[i]))
             return
         dense = torch.ones(len(rows), dtype=torch.bool)
-        use_memory = self.skip and self.ref_size is None
+        use_memory = self.skip and self.ref_size is None and count >= _WORTH
         if use_memory:
             dense = self._from_memory(sums, group, rows, u, variance, reach)
         if dense.any():

@@ -326,6 +326,7 @@ def _batches(
         dataset, batch_sampler=(ahead.take(count).tolist() for _ in iter(int, 1)), num_workers=num_workers,
         pin_memory=device.type == "cuda", prefetch_factor=2, multiprocessing_context="spawn",
         generator=torch.Generator(),  # else it draws from the generator that noise comes from
+        worker_init_fn=_leave_signals_to_the_loop,
     )  # fmt: skip
     try:
         for images, labels in loader:
@@ -334,6 +335,12 @@ def _batches(
             yield images, labels.to(device, non_blocking=True) if dataset.has_labels else None
     except (ValueError, OSError) as err:  # torch puts the traceback of the loader process before the message
         raise ValueError(str(err).strip().rpartition("Error: ")[2]) from err
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Schedulers and terminals signal every process; a loader that ends before the state is saved takes it along."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:

@@ -12,17 +12,23 @@ from dnnlib.util import parse_int_list
 
 
 class IntList(click.ParamType):
-    """Command-line type of ``1,2,5-10``; see `dnnlib.util.parse_int_list`."""
+    """Command-line type of ``1,2,5-10``, numbers up to `max`; see `dnnlib.util.parse_int_list`."""
 
     name = "list"
+
+    def __init__(self, max: int | None = None):
+        self.max = max
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if isinstance(value, list):
             return value
         try:
-            return parse_int_list(value)
+            numbers = parse_int_list(value)
         except ValueError as err:
             self.fail(str(err), param, ctx)
+        if self.max is not None and max(numbers) > self.max:
+            self.fail(f"{max(numbers)} is larger than {self.max}.", param, ctx)
+        return numbers
 
 
 class Float(click.FloatRange):

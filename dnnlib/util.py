@@ -140,7 +140,7 @@ def fetch(path_or_url: str, *, verbose: bool = True) -> Path:
     if not is_url(path_or_url):
         path = Path(path_or_url)
         if not os.fspath(path_or_url) or not path.exists():
-            raise FileNotFoundError(f'"{path}" does not exist.')
+            raise FileNotFoundError(f'"{path_or_url}" does not exist.')
         return path
 
     import requests

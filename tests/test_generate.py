@@ -185,6 +185,7 @@ def test_damaged_snapshots(how, message, snapshot, tmp_path, run_cli):
         (["--seeds=1,a"], 2, "neither a whole number nor a range"),
         (["--seeds=5-2"], 2, "runs backwards"),
         (["--seeds=1,1"], 1, "names a seed twice"),
+        (["--seeds=0-1,4294967296"], 2, "4294967296 is larger than"),
         (["--class=4"], 1, "classes 0-3"),
         (["--batch=0"], 2, "--batch"),
         (["--steps=0"], 2, "--steps"),

@@ -107,13 +107,14 @@ class _Memory:
 class OptimEDM(torch.nn.Module):
     """D*(x; sigma) of a training set, with the attributes and the call of the preconditioned networks.
 
-    Exactness. Write u, v_i for x, y_i in pixel units 0..255. Where at most 512 images per row can carry
-    weight, their |u - v_i|^2 are computed in float64 from the differences: no cancellation, also for
-    near-duplicates at sigma = 0.002. Which those are is decided in float32 with a margin of twice the
-    rounding error bound 2 dim 2^-24 |u| max|v| (Higham 2002, Section 3.1), so none is missed. Where more
-    images carry weight, sigma is comparable to the distances between images, and logits come from float32
-    matrix products: their relative rounding error, at most dim 2^-24 and in practice a few 2^-24, leaves
-    D* within 1e-5 (measured by the tests; 1e-4 is promised). Sums over images are in float64.
+    Exactness. Write u, v_i for x, y_i in pixel units 0..255. Where at most 512 images per row can carry weight,
+    |v_i|^2 - 2 u.v_i of all with more than e^-16 of the largest weight is computed in float64. Its rounding, a few
+    2^-53 |u| |v|, moves a logit by less than 1e-5 down to sigma = 0.002 for images up to 3x64x64, also between
+    near-duplicates. Which images those are is decided in float32 with a margin of twice the rounding error bound
+    2 dim 2^-24 |u| max|v| (Higham 2002, Section 3.1), so none is missed. Where more images carry weight, sigma
+    is comparable to the distances between images, and logits come from float32 matrix products: their relative
+    rounding error, at most dim 2^-24 and in practice a few 2^-24, leaves D* within 1e-5 (measured by the tests;
+    1e-4 is promised). Sums over chunks are in float64.
 
     Skipping. Images are left out only where all of them together have weight below 1e-6; in sets of fewer than
     8192 none are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and a bound of the others. Let

@@ -34,7 +34,7 @@ def seeds_option(default: str) -> Callable:
         "--seeds",
         help="One image per seed, for example 0-63 or 1,2,5-10",
         metavar="LIST",
-        type=IntList(),
+        type=IntList(max=(1 << 32) - 1),  # beyond, they begin anew: the generators take 32 bits
         default=default,
         show_default=True,
     )
@@ -87,7 +87,7 @@ sampler_options = _all(
         type=Float(min=0, infinite=True), default="inf", show_default=True,
     ),
     click.option(
-        "--S_noise", "S_noise", help="Factor on the injected noise", metavar="FLOAT", type=Float(), default=1,
+        "--S_noise", "S_noise", help="Factor on the injected noise", metavar="FLOAT", type=Float(min=0), default=1,
         show_default=True,
     ),
     _ablation("--solver", "solver", "ODE solver  [default: heun]"),

@@ -16,14 +16,14 @@ export OMP_NUM_THREADS=1
 study() {
     set -euo pipefail
     local name=digits-$1 run=$OUT/runs/digits-$1 data=$OUT/data/digits-$1.zip
-    if [ ! -f "$run/trained" ]; then
+    if [ ! -f "$run/trained-$DURATION" ]; then
         echo "$name: training (log: $run.log)"
         rm -rf "$run" && mkdir -p "$OUT/runs"
         "$PYTHON" dataset_tool.py --source=digits --dest="$data" --max-images="$1" > "$run.log"
         "$PYTHON" train.py --outdir="$run" --nosubdir --data="$data" --seed=1 --duration="$DURATION" \
             --num-channels=16 --cres=1,2 --num-blocks=1 --attn-resolutions=4 --dropout=0 --augment=0 --batch=16 \
             --lr=1e-2 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=cpu >> "$run.log"
-        touch "$run/trained"
+        touch "$run/trained-$DURATION"
     fi
     "$PYTHON" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="$SEEDS" --batch=250 --device=cpu \
         --grid="$OUT/grid-$1.png" > "$run/ratio.log"

@@ -218,6 +218,13 @@ def test_wrong_input(tmp_path):
     np.savez(tmp_path / "a.npz", pictures=DIGITS[:2])
     with pytest.raises(ValueError, match='no array named "images"'):
         load_optimum(tmp_path / "a.npz")
+    np.save(tmp_path / "array.npy", DIGITS[:2])
+    (tmp_path / "array.npy").rename(tmp_path / "f.npz")
+    with pytest.raises(ValueError, match="f.npz"):
+        load_optimum(tmp_path / "f.npz")
+    np.savez(tmp_path / "g.npz", images=DIGITS[:2], labels=np.array(["cat", "dog"]))
+    with pytest.raises(ValueError, match="not numbers"):
+        load_optimum(tmp_path / "g.npz", cond=True)
     np.savez(tmp_path / "b.npz", images=DIGITS[:2])
     with pytest.raises(ValueError, match="--cond=1"):
         load_optimum(tmp_path / "b.npz", cond=True)
@@ -281,6 +288,16 @@ def test_more_shards_than_images(make_zip, tmp_path):
     path = make_zip(DIGITS[:1, 0], None, tmp_path / "d.zip")
     out = torchrun(2, "generate_optim.py", "--network", path, "--outdir", tmp_path / "o", "--shard", code=1)
     assert "holds 1 images, too few" in out and not (tmp_path / "o").exists()
+
+
+def test_classes_without_images(make_zip, tmp_path, run_cli):
+    path = make_zip(DIGITS[:6, 0], [2, 2, 2, 5, 5, 5], tmp_path / "d.zip")
+    args = ["--network", path, "--outdir", tmp_path / "o", "--seeds=0-3", "--device=cpu", "--steps=4"]
+    for extra in [["--cond=1"], ["--class=3"]]:
+        assert "no image of class" in run_cli(generate_optim.main, [*args, *extra], code=1).stderr
+        assert not (tmp_path / "o").exists()
+    run_cli(generate_optim.main, [*args, "--class=5"])
+    assert len(list((tmp_path / "o").iterdir())) == 4
 
 
 def test_trace_has_a_row_per_seed_and_step(digits_zip, tmp_path, run_cli):

@@ -27,8 +27,11 @@ def split_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def check_class(net: torch.nn.Module, class_idx: int | None) -> None:
-    """Raise ValueError if `class_idx` is asked of a network that does not have that class."""
+    """Raise ValueError if `class_idx` is a class that the network lacks, or None and some classes have no images."""
+    empty = getattr(net, "empty_classes", [])  # of a closed-form optimum
     if class_idx is None:
+        if empty:
+            raise ValueError(f"The training set has no image of class {empty[0]}; choose one that it has by --class.")
         return
     if not net.label_dim:
         raise ValueError("--class asks for a class, but the network is unconditional; leave it out.")

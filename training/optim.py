@@ -29,7 +29,7 @@ from training.decoded import decoded_images
 
 NEGLECT = 1e-6  # weight that all skipped images of a row have together, at most
 _LIST = 2048  # images per row that are remembered as still able to carry weight
-_KEEP = 64  # of these, at least so many are kept from call to call
+_KEEP = 32  # of these, at least so many are kept from call to call
 _EXACT = 512  # images per row whose distances are computed one by one, in float64
 _MARGIN = 2.0  # remembered images reach beyond the needed ones by this factor
 _WORTH = 8192  # images from which on remembering beats comparing with all of them
@@ -98,7 +98,7 @@ class _Memory:
 
     group: int  # class of the row, -1 = all images; other images are not in the sum
     u0: Tensor  # float64 [dim]
-    pivot: Tensor  # int64 [1], an image near u0
+    pivot: Tensor  # float64 [dim], pixels of an image near u0
     index: Tensor  # int64 [m], images remembered
     G: Tensor  # float64 [m], lower bounds of G_i(u0)
     rest: float  # G_i(u0) of all other images is at least this
@@ -117,9 +117,9 @@ class OptimEDM(torch.nn.Module):
     1e-4 is promised). Sums over chunks are in float64.
 
     Skipping. Images are left out only where all of them together have weight below 1e-6; in sets of fewer than
-    8192 none are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and a bound of the others. Let
-    u - p = a (u0 - p) + rho with 0 <= a <= 1, as for a point that has moved along its noise towards p. Then for
-    each image, with m = |v_i - p| and by Cauchy-Schwarz,
+    8192 none are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and a
+    bound of the others. Let u - p = a (u0 - p) + rho with 0 <= a <= 1, as for a point that has moved along its
+    noise towards p. Then for each image, with m = |v_i - p| and by Cauchy-Schwarz,
 
         |u - v_i|^2 - |u - p|^2  =  a G_i(u0) + (1 - a) m^2 - 2 rho.(v_i - p)
                                  >=  a G_i(u0) + min_m ((1 - a) m^2 - 2 |rho| m),
@@ -170,7 +170,7 @@ class OptimEDM(torch.nn.Module):
             raise ValueError(f"ref_size must be at least 1, not {ref_size}.")
         self.img_channels, self.img_resolution = images.shape[1], images.shape[2]
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        chunk = chunk or min(max((1 << 22) // images[0].numel(), 512), 4096)
+        chunk = chunk or min(max((1 << 21) // images[0].numel(), 512), 4096)
         self.ref_size, self.skip, self.shard, self.chunk = ref_size, skip, shard, chunk
         self.images = images  # no buffer: may stay in a file or on the CPU while the rest is on a GPU
         self._subset = torch.Generator().manual_seed(0)  # of ref_size
@@ -178,6 +178,7 @@ class OptimEDM(torch.nn.Module):
         self.trace: list[tuple[Tensor, Posterior]] | None = None  # (sigma, posterior) of each call, while a list
 
         self.label_dim = 0
+        self.empty_classes: list[int] = []  # labels below the largest that no image has
         self.register_buffer("order", None, persistent=False)  # images by class
         self.register_buffer("bounds", None, persistent=False)  # where each class begins in `order`
         if labels is not None:
@@ -188,6 +189,7 @@ class OptimEDM(torch.nn.Module):
             counts = torch.bincount(labels.to(torch.int64), minlength=self.label_dim)
             self.order = torch.argsort(labels, stable=True)
             self.bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            self.empty_classes = (sum(self._gather(counts)) == 0).nonzero().flatten().tolist()
 
         # Geometry of the set, in pixel units. Pixels that never vary are cut off: they are the same in D*.
         low, high = images[0].clone(), images[0].clone()
@@ -318,8 +320,9 @@ class OptimEDM(torch.nn.Module):
             2 * variance * math.log(max(self.size, 2) / NEGLECT)
         )  # images with g above min g + reach carry no weight
         if members is not None and count <= _EXACT:  # few enough to look at each
+            error = self._error(u)
             for i, row in enumerate(rows.tolist()):
-                self._few(sums, row, members, u[i], float(variance[i]))
+                self._few(sums, row, members, u[i], float(variance[i]), float(error[i]))
             return
         dense = torch.ones(len(rows), dtype=torch.bool)
         use_memory = self.skip and self.ref_size is None and count >= _WORTH
@@ -415,11 +418,11 @@ class OptimEDM(torch.nn.Module):
                 zip(image[order].split(sizes), G[order].split(sizes), limits)
             ):
                 if narrow[i]:
-                    pivot = index[g.argmin()].reshape(1)
+                    pivot = self._pixels(index[g.argmin()].reshape(1), torch.float64)[0]
                     memories[i] = _Memory(group, u[i].clone(), pivot, index, g - margin, rest - margin)
                     needed = index[g <= near + margin]
                     if len(needed) <= _EXACT:
-                        self._few(sums, i, needed, u[i], float(variance[i]))
+                        self._few(sums, i, needed, u[i], float(variance[i]), margin)
         return sums, memories
 
     def _from_memory(self, sums: _Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, reach: Tensor) -> Tensor:
@@ -430,8 +433,7 @@ class OptimEDM(torch.nn.Module):
             memory = self._memory[row]
             if memory is None or memory.group != group:
                 continue
-            p = self._pixels(memory.pivot, torch.float64)[0]
-            now, before = u[i] - p, memory.u0 - p
+            now, before = u[i] - memory.pivot, memory.u0 - memory.pivot
             a, penalty = _best_bound(now, before, memory.rest, 2 * self._largest)
             rest = a * memory.rest - penalty  # of G_i(u), as is `lower`
             needed = float(reach[i]) + 1e-9 * float(now @ now) + 1e-6  # with the rounding of these float64 sums
@@ -447,11 +449,12 @@ class OptimEDM(torch.nn.Module):
             if kept < len(lower):
                 rest = min(rest, float(lower[~within].min()))
             index = memory.index[within]
-            h = self._few(sums, row, index, u[i], float(variance[i]))
+            h, v = self._few(sums, row, index, u[i], float(variance[i]), error[i])
             best, where = h.min(0)
             shift = float(best + u[i].square().sum() - now @ now)  # G of the new pivot
-            pivot = index[where].reshape(1)
-            self._memory[row] = _Memory(group, u[i].clone(), pivot, index, h - best - error[i], rest - shift)
+            self._memory[row] = _Memory(
+                group, u[i].clone(), v[where].to(torch.float64), index, h - best - error[i], rest - shift
+            )
             dense[i] = False
         return dense
 
@@ -459,14 +462,16 @@ class OptimEDM(torch.nn.Module):
         """Twice the bound of the rounding error of |v|^2 - 2 u.v in float32, [batch]."""
         return 4 * u.shape[1] * _UNIT * u.norm(dim=1) * self._largest
 
-    def _few(self, sums: _Sums, row: int, index: Tensor, u: Tensor, variance: float) -> Tensor:
-        """Fill in a row of `sums` from the images `index` alone; return their |v|^2 - 2 u.v, float64.
+    def _few(
+        self, sums: _Sums, row: int, index: Tensor, u: Tensor, variance: float, error: float
+    ) -> tuple[Tensor, Tensor]:
+        """Fill in a row of `sums` from the images `index` alone; return their |v|^2 - 2 u.v, float64, and pixels v.
 
         Distances of all images with more than e^-16 of the largest weight are computed in float64.
         """
         v = self._pixels(index, torch.float32)
         h = (v @ (-2 * u).to(torch.float32)).to(torch.float64) + self.square[index]
-        near = (h - h.min() <= 32 * variance + float(self._error(u[None]))).nonzero().flatten()
+        near = (h - h.min() <= 32 * variance + error).nonzero().flatten()
         v_near = v[near].to(torch.float64)
         h[near] = self.square[index[near]] - 2 * (v_near @ u)
         top = h.min()
@@ -478,7 +483,7 @@ class OptimEDM(torch.nn.Module):
         far = e.to(torch.float32).index_fill_(0, near, 0)
         sums.mean[row] = e[near] @ v_near + (far @ v if len(near) < len(index) else 0)
         sums.nearest[row] = index[relative == 0].min()
-        return h
+        return h, v
 
     def _pixels(self, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Varying pixels of some images, [count, dim], 0..255."""
@@ -634,10 +639,12 @@ def _share(size: int, shard: bool, path: Path) -> slice:
 def _read_npz(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path, allow_pickle=False) as data:
-            images = data["images"]
-            labels = data.get("labels")
-    except KeyError:
-        raise ValueError(f'"{path}" holds no array named "images".') from None
+            arrays = {name: data[name] for name in ("images", "labels") if name in data}
     except Exception as err:  # zipfile, zlib and numpy each have their own
         raise ValueError(f'"{path}" cannot be read as .npz: {err}') from err
-    return images, labels
+    if "images" not in arrays:
+        raise ValueError(f'"{path}" holds no array named "images"; save it with np.savez(FILE, images=...).')
+    labels = arrays.get("labels")
+    if labels is not None and labels.dtype.kind not in "iuf":
+        raise ValueError(f'"labels" in "{path}" are {labels.dtype}, not numbers.')
+    return arrays["images"], labels

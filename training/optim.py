@@ -351,10 +351,11 @@ class OptimEDM(torch.nn.Module):
         best = torch.full([batch], math.inf, dtype=torch.float64, device=u.device)  # min of |v|^2 - 2 u.v so far
         listed = torch.zeros(batch, dtype=torch.int64, device=u.device)  # images listed per row
         found: list[tuple[Tensor, Tensor, Tensor]] = []  # (row, image, |v|^2 - 2 u.v)
-        for start in range(0, count, self.chunk):
-            index = None if members is None else members[start : start + self.chunk]
-            v = self._pixels(slice(start, start + self.chunk) if index is None else index, torch.float32)
-            square = self.square[start : start + self.chunk] if index is None else self.square[index]
+        chunk = self.chunk * (16 if u.is_cuda else 1)  # a GPU wants larger products
+        for start in range(0, count, chunk):
+            index = None if members is None else members[start : start + chunk]
+            v = self._pixels(slice(start, start + chunk) if index is None else index, torch.float32)
+            square = self.square[start : start + chunk] if index is None else self.square[index]
             h = _project(v, terms).add_(square.to(torch.float32)[:, None])  # |v|^2 - 2 u.v, [chunk, batch]
             lowest, where = h.min(0)
             lowest = lowest.to(torch.float64)

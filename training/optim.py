@@ -117,7 +117,7 @@ class OptimEDM(torch.nn.Module):
     1e-4 is promised). Sums over chunks are in float64.
 
     Skipping. Images are left out only where all of them together have weight below 1e-6; in sets of fewer than
-    8192 none are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and a
+    8192 only whole chunks are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and a
     bound of the others. Let u - p = a (u0 - p) + rho with 0 <= a <= 1, as for a point that has moved along its
     noise towards p. Then for each image, with m = |v_i - p| and by Cauchy-Schwarz,
 
@@ -412,7 +412,7 @@ class OptimEDM(torch.nn.Module):
             G = h.to(torch.float64) - best[row]  # the pivot is the nearest image
             inside = narrow[row] & (G <= keep[row])
             row, image, G = row[inside], image[inside], G[inside]
-            order = torch.sort(row.to(torch.int16), stable=True).indices if batch < 1 << 15 else torch.argsort(row)
+            order = torch.argsort(row, stable=True)
             sizes = torch.bincount(row, minlength=batch).tolist()
             limits = zip(error.tolist(), keep.tolist(), reach.tolist())
             for i, (index, g, (margin, rest, near)) in enumerate(

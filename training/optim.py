@@ -117,8 +117,8 @@ class OptimEDM(torch.nn.Module):
     1e-4 is promised). Sums over chunks are in float64.
 
     Skipping. Images are left out only where all of them together have weight below 1e-6; in sets of fewer than
-    8192 only whole chunks are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and a
-    bound of the others. Let u - p = a (u0 - p) + rho with 0 <= a <= 1, as for a point that has moved along its
+    8192 only whole chunks are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and
+    a bound of the others. Let u - p = a (u0 - p) + rho with 0 <= a <= 1, as for a point that has moved along its
     noise towards p. Then for each image, with m = |v_i - p| and by Cauchy-Schwarz,
 
         |u - v_i|^2 - |u - p|^2  =  a G_i(u0) + (1 - a) m^2 - 2 rho.(v_i - p)

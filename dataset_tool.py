@@ -1,37 +1,20 @@
 """Convert images from where they are published into the dataset zip that training reads."""
 
-import re
-
 import click
 
-from dataset_utils.convert import describe, write_dataset
+from dataset_utils import cli
 from dataset_utils.sources import open_source
-from dataset_utils.transforms import MODES, make_transform
+from dataset_utils.transforms import make_transform
 from dnnlib.cli import report_errors
 
 
-class Resolution(click.ParamType):
-    """Command-line type of ``WIDTHxHEIGHT`` or ``WIDTH,HEIGHT``."""
-
-    name = "WxH"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d{1,5})[x,](\d{1,5})", value, flags=re.ASCII)
-        if not match:
-            self.fail(f'"{value}" is no resolution; write for example 32x32.', param, ctx)
-        return int(match[1]), int(match[2])
-
-
 @click.command()
-@click.option("--source", metavar="PATH", type=str, required=True, help="Where the images are; see above.")
-@click.option("--dest", metavar="PATH", type=str, required=True, help="Zip (.zip) or folder to write.")
+@cli.source_option
+@cli.dest_option
 @click.option("--max-images", metavar="INT", type=click.IntRange(min=1), help="Take the first so many images.")
-@click.option("--transform", type=click.Choice(MODES), help="Crop before scaling; needs --resolution.")
-@click.option("--resolution", type=Resolution(), help="Size to scale to, in pixels, for example 32x32.")
-@click.option(
-    "--workers", metavar="INT", type=click.IntRange(1, 256), default=1, show_default=True,
-    help="Threads that decode, scale and encode.",
-)  # fmt: skip
+@cli.transform_option
+@cli.resolution_option
+@cli.workers_option
 @report_errors
 def main(
     source: str,
@@ -80,15 +63,13 @@ def main(
     Labels come with the source. For a folder or zip they stand in its dataset.json,
     {"labels": [["00000/img00000000.png", 6], ...]}, or, if there is no such file, follow from the
     top-level folders in the order of their names. They are written only if every image has one.
+    Groups that a dataset.json names (see dataset_utils/dataset_inject.py) are kept.
 
     An existing zip is replaced, an existing folder must be empty. After an error nothing is left behind.
     """
     transform_image = make_transform(transform, resolution)
     with open_source(source, max_images) as images:
-        archive = write_dataset(images, dest, transform=transform_image, workers=workers)
-        dropped = len(images) - len(archive.names)
-    too_small = f" {dropped} too small and dropped." if dropped else ""
-    click.echo(f'Wrote {describe(archive)}, to "{dest}".{too_small}')
+        cli.write_and_report(images, dest, transform=transform_image, workers=workers)
 
 
 if __name__ == "__main__":

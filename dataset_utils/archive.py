@@ -32,16 +32,19 @@ class Archive:
         The images written so far.
     labels : list
         Their labels, None where there is none.
+    groups : list
+        Their groups, None where there is none.
     shape : tuple
         (height, width, channels) of all images; None before the first.
     metadata : dict
-        What `dataset.json` holds beside `labels`.
+        What `dataset.json` holds beside `labels` and `groups`.
     """
 
     def __init__(self, save: Save):
         self._save = save
         self.names: list[str] = []
         self.labels: list[Label | None] = []
+        self.groups: list[str | None] = []
         self.shape: tuple[int, int, int] | None = None
         self.metadata: dict[str, Any] = {}
 
@@ -53,6 +56,7 @@ class Archive:
         index: int | None = None,
         origin: str | None = None,
         png: bytes | None = None,
+        group: str | None = None,
     ) -> None:
         """Append an image.
 
@@ -63,6 +67,7 @@ class Archive:
         index : number in its name; default: how many there are before it
         origin : what error messages call it; default: its name in the archive
         png : the image as PNG, where the caller has encoded it already
+        group : the name of the group that it belongs to, or None
 
         Raises
         ------
@@ -83,16 +88,20 @@ class Archive:
         if isinstance(label, np.generic | np.ndarray):
             label = label.tolist()
         self.labels.append(label)
+        self.groups.append(group)
 
     def finish(self) -> None:
-        """Write `dataset.json`; its labels are null unless every image has one."""
+        """Write `dataset.json`; its labels are null, and it has no groups, unless every image has one."""
         if not self.names:
             raise ValueError("No image is left to write: all were too small for the transform.")
         complete = all(label is not None for label in self.labels)
         if complete:
             label_array(self.labels, "The dataset")
         labels = [[name, label] for name, label in zip(self.names, self.labels)] if complete else None
-        self._save("dataset.json", json.dumps({**self.metadata, "labels": labels}).encode())
+        content = {**self.metadata, "labels": labels}
+        if all(group is not None for group in self.groups):
+            content["groups"] = [[name, group] for name, group in zip(self.names, self.groups)]
+        self._save("dataset.json", json.dumps(content).encode())
 
 
 @contextlib.contextmanager

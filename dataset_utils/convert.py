@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +23,7 @@ def write_dataset(
     transform: Transform | None = None,
     workers: int = 1,
     metadata: dict[str, Any] | None = None,
+    quiet: bool = False,
 ) -> Archive:
     """Write all images of `source` to the zip or folder `dest`.
 
@@ -35,6 +36,7 @@ def write_dataset(
     transform : see `dataset_utils.transforms.make_transform`; None leaves images as they are
     workers : threads; the result does not depend on it
     metadata : further keys for `dataset.json`
+    quiet : no progress bar, even on a terminal
 
     Returns
     -------
@@ -57,15 +59,16 @@ def write_dataset(
     prepared = _ordered_map(prepare, range(len(source)), workers)
     with open_archive(dest) as archive, contextlib.closing(prepared):  # no thread outlives an error
         archive.metadata.update(metadata or {})
-        for i, image, png in tqdm(prepared, total=len(source), unit="img", disable=None):
+        for i, image, png in tqdm(prepared, total=len(source), unit="img", disable=True if quiet else None):
             if image is not None:
                 label = source.labels[i] if source.labels is not None else None
-                archive.add(image, label, index=i, origin=source.names[i], png=png)
+                group = source.groups[i] if source.groups is not None else None
+                archive.add(image, label, index=i, origin=source.names[i], png=png, group=group)
     return archive
 
 
 def describe(archive: Archive) -> str:
-    """One line on a dataset: images, resolution, channels, labels."""
+    """One line on a dataset: images, resolution, channels, labels, and the size of each group."""
     height, width, channels = archive.shape
     labelled = [label for label in archive.labels if label is not None]
     if not labelled:
@@ -77,7 +80,9 @@ def describe(archive: Archive) -> str:
     else:
         labels = f"label vectors of length {len(labelled[0])}"
     images = f"{len(archive.names)} image{'s' * (len(archive.names) != 1)}"
-    return f"{images}, {width}x{height}, {channels} channel{'s' * (channels != 1)}, {labels}"
+    counts = sorted(Counter(group for group in archive.groups if group is not None).items())
+    groups = "".join(f", {number} {group}" for group, number in counts)
+    return f"{images}, {width}x{height}, {channels} channel{'s' * (channels != 1)}, {labels}{groups}"
 
 
 def _ordered_map(function: Callable, items: Iterable, workers: int) -> Iterator:

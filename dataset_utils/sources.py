@@ -22,6 +22,7 @@ class Source:
     labels : one per image (int, vector, or None where an image has none), or None if none has one
     paths : the files or folders behind this source, which nobody should overwrite while it is read
     close : releases what `read` holds open
+    groups : one per image, or None: what `dataset.json` names under "groups", such as inlier or outlier
     """
 
     def __init__(
@@ -31,11 +32,14 @@ class Source:
         labels: Sequence[Label | None] | None = None,
         paths: Sequence[str] = (),
         close: Callable[[], None] | None = None,
+        groups: Sequence[str] | None = None,
     ):
-        if labels is not None and len(labels) != len(names):
-            raise ValueError(f"There are {len(labels)} labels for {len(names)} images.")
+        for what, values in (("labels", labels), ("groups", groups)):
+            if values is not None and len(values) != len(names):
+                raise ValueError(f"There are {len(values)} {what} for {len(names)} images.")
         self.names, self.read, self.paths = names, read, tuple(paths)
         self.labels = None if labels is None or all(label is None for label in labels) else list(labels)
+        self.groups = None if groups is None else list(groups)
         self._close = close
 
     def __len__(self) -> int:
@@ -50,8 +54,13 @@ class Source:
         indices = [int(i) for i in indices]
         if labels is None and self.labels is not None:
             labels = [self.labels[i] for i in indices]
+        groups = None if self.groups is None else [self.groups[i] for i in indices]
         names = [self.names[i] for i in indices]
-        return Source(names, lambda i: self.read(indices[i]), labels, self.paths, self._close)
+        return Source(names, lambda i: self.read(indices[i]), labels, self.paths, self._close, groups)
+
+    def map(self, change: Callable[[int, np.ndarray], np.ndarray]) -> "Source":
+        """Return the same images, each as `change(index, image)` makes it."""
+        return Source(self.names, lambda i: change(i, self.read(i)), self.labels, self.paths, self._close, self.groups)
 
     def require_labels(self) -> list[Label]:
         """Return the labels.
@@ -79,7 +88,10 @@ class Source:
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
-    """Return the images of all sources, one source after the other. Labels missing in one are None there."""
+    """Return the images of all sources, one source after the other.
+
+    Labels missing in one are None there; groups are kept if all have them.
+    """
     where = [(source, i) for source in sources for i in range(len(source))]
     return Source(
         [source.names[i] for source, i in where],
@@ -87,6 +99,7 @@ def concatenate(sources: Sequence[Source]) -> Source:
         [source.labels[i] if source.labels is not None else None for source, i in where],
         [path for source in sources for path in source.paths],
         lambda: [source.close() for source in sources],
+        [source.groups[i] for source, i in where] if all(source.groups is not None for source in sources) else None,
     )
 
 
@@ -181,7 +194,9 @@ def _open_files(path: str, limit: int | None) -> Source:
     names = names[:limit]
     ordered = [labels.get(name) for name in names] if labels else None
     label_array([label for label in ordered or () if label is not None], f'dataset.json of "{path}"')
-    return Source(names, lambda i: files.image(names[i]), ordered, [path], files.close)
+    grouping = files.groups()
+    groups = [grouping[name] for name in names] if grouping else None
+    return Source(names, lambda i: files.image(names[i]), ordered, [path], files.close, groups)
 
 
 def _folder_labels(names: list[str]) -> dict[str, int] | None:

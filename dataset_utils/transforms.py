@@ -59,6 +59,25 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
     return scale(_rgb(image[y : y + side, x : x + side]), size, size)
 
 
+def fit(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """Make an image of any size like those of a dataset: the largest square of its middle, scaled, gray or RGB.
+
+    Parameters
+    ----------
+    image : uint8 [h, w] or [h, w, 3]
+    size : side of the result in pixels
+    channels : 1 or 3; an RGB image becomes gray by its luma (ITU-R 601)
+
+    Returns
+    -------
+    uint8 [size, size] or [size, size, 3]
+    """
+    cropped = center_crop(image, size)
+    if channels == 3:
+        return cropped
+    return cropped[:, :, 0] if image.ndim == 2 else np.array(PIL.Image.fromarray(cropped).convert("L"))
+
+
 def center_crop_wide(image: np.ndarray, width: int, height: int) -> np.ndarray | None:
     """Cut a strip out of the middle, resize it to width x height, and lay it on a black square.
 

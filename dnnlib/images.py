@@ -240,6 +240,28 @@ class ImageFiles:
             raise ValueError(f'dataset.json of "{self.path}" gives an image more than one label.')
         return labels
 
+    def groups(self) -> dict[str, str] | None:
+        """Return {name: group} from the key "groups" of `dataset.json`, or None where there is none.
+
+        Raises
+        ------
+        ValueError
+            If it is not of the form [[name, group], ...] with text for groups, or leaves an image out.
+        """
+        pairs = (self.metadata() or {}).get("groups")
+        if pairs is None:
+            return None
+        where = f'"groups" in dataset.json of "{self.path}"'
+        if not isinstance(pairs, list) or not all(_is_name_label(pair) and isinstance(pair[1], str) for pair in pairs):
+            raise ValueError(f"{where} is not of the form [[name, group], ...] with the names of groups.")
+        groups = dict(pairs)
+        if len(groups) < len(pairs):
+            raise ValueError(f"{where} gives an image more than one group.")
+        for name in self.names:
+            if name not in groups:
+                raise ValueError(f'{where} names no group for "{name}"; add it.')
+        return groups
+
     def close(self) -> None:
         """Close the zip; reading opens it again."""
         if self._zip is not None:

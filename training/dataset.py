@@ -167,6 +167,19 @@ class ImageFolderDataset(torch.utils.data.Dataset):
             return None
         return np.concatenate([labels[self._raw_idx]] * (2 if self.xflip else 1))
 
+    def groups(self) -> list[str] | None:
+        """Return the name of the group of every image, in the order of the images; None if the file has no groups.
+
+        `dataset.json` names them under "groups", in the form of the labels: [[name, group], ...].
+
+        Raises
+        ------
+        ValueError
+            If that is of another form, or leaves out an image.
+        """
+        groups = self._files.groups()
+        return None if groups is None else [groups[name] for name in self.names]
+
     def close(self) -> None:
         """Close the zip; reading opens it again."""
         self._files.close()

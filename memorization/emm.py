@@ -14,8 +14,37 @@ from memorization.ratio import wilson_interval
 from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
 
 OPTIONS, LOG = "training_options.json", "mem_traj.log"
-_FIXED = ("batch_size", "duration", "loss", "augment", "window_size", "ema", "ema_mode", "optimizer_kwargs")
+_FIXED = (
+    "batch_size",
+    "duration",
+    "loss",
+    "augment",
+    "window_size",
+    "ema",
+    "ema_mode",
+    "final_ema",
+    "optimizer_kwargs",
+)
 _FIXED_DATA = ("resolution", "use_labels", "xflip")
+
+
+@dataclass(frozen=True)
+class SnapshotPoint:
+    """One measured snapshot of a run."""
+
+    kimg: int
+    num_memorized: int
+    num_samples: int
+    adaptive: bool = False  # the measurement stopped as soon as it was clear on which side of a bar the ratio lies
+
+    @property
+    def ratio(self) -> float:
+        return self.num_memorized / self.num_samples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the ratio."""
+        return wilson_interval(self.num_memorized, self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -29,6 +58,9 @@ class RunPoint:
     num_memorized: int
     num_samples: int
     options: dict[str, Any]  # training_options.json
+    snapshots: tuple[SnapshotPoint, ...] = ()  # all that count, ascending kimg
+    reference: str | None = None  # dataset that the images were compared with
+    sampler: dict[str, Any] | None = None  # options of the sampler
 
     @property
     def ratio(self) -> float:
@@ -39,38 +71,29 @@ class RunPoint:
         """95 % Wilson interval of the ratio of that one snapshot."""
         return wilson_interval(self.num_memorized, self.num_samples)
 
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """All runs at one size, pooled: `num_memorized` of `num_samples` images over `runs` runs."""
-
-    size: int
-    epochs: float  # mean
-    num_memorized: int
-    num_samples: int
-    runs: int
-
     @property
-    def ratio(self) -> float:
-        return self.num_memorized / self.num_samples
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the pooled ratio; it knows of the sampling, not of the spread of runs."""
-        return wilson_interval(self.num_memorized, self.num_samples)
+    def adaptive(self) -> bool:
+        """Whether the ratio comes from an adaptive measurement."""
+        return any(s.adaptive and s.kimg == self.kimg for s in self.snapshots)
 
 
 @dataclass(frozen=True)
 class Emm:
-    """An estimate of EMM: `verdict` is "at" `size`, "at least" `size`, or "below" `size`."""
+    """An estimate of EMM, or a bound of it: `verdict` is "at" `size`, "at least" `size`, or "below" `size`."""
 
     size: float
     verdict: str
     level: float
 
     def __str__(self) -> str:
-        size = f"{self.size:.1f}" if self.size < 1000 and self.size % 1 else f"{self.size:.0f}"
-        return f"EMM ({self.level * 100:g} %) " + (f"≈ {size}" if self.verdict == "at" else f"{self.verdict} {size}")
+        return f"EMM ({self.level * 100:g} %) " + ("≈ " if self.verdict == "at" else "") + self.place
+
+    @property
+    def place(self) -> str:
+        """The size as text, after "at least" or "below" where it is open."""
+        whole = self.size >= 1000 or math.isclose(self.size, round(self.size))
+        size = f"{self.size:.{0 if whole else 1}f}"
+        return size if self.verdict == "at" else f"{self.verdict} {size}"
 
 
 def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path, str]]:
@@ -110,7 +133,9 @@ def run_point(run: str | os.PathLike) -> RunPoint:
 
     |D| is `dataset_kwargs.max_size` of `training_options.json`, the epochs are `total_nimg` / |D|.
     Where the run was measured with several settings (seeds, class, sampler, reference), those with the
-    most images per snapshot count, of equal ones the last; of equal ratios the earlier snapshot.
+    most images per snapshot count, of equal ones the last; of equal ratios the earlier snapshot. Adaptive
+    measurements (with fewer seeds where the verdict was clear) stand in for snapshots that have no other, or
+    only one of fewer images.
 
     Raises
     ------
@@ -132,17 +157,12 @@ def run_point(run: str | os.PathLike) -> RunPoint:
         ) from None
 
     path = jsonl_path(run / LOG)
-    groups: dict[str, list[dict[str, Any]]] = {}
     try:
-        for record in read_trajectory(path, report=lambda _: None):
-            if record.get("optimum"):  # `mem_ratio.py --network` may have written here, too
-                continue
-            settings = json.dumps([record.get(key) for key in SETTINGS if key != "snapshot"])
-            groups.setdefault(settings, []).append(record)
-        if not groups:
+        records = [r for r in read_trajectory(path, report=lambda _: None) if not r.get("optimum")]
+        if not records:
             raise ValueError(f'"{path}" holds no measurement; run mem_ratio.py on "{run}".')
-        records = max(reversed(groups.values()), key=lambda group: min(r["num_samples"] for r in group))
-        best = max(sorted(records, key=lambda r: r["kimg"]), key=lambda r: r["num_memorized"] / r["num_samples"])
+        records = sorted(_records_that_count(records), key=lambda r: r["kimg"])
+        best = max(records, key=lambda r: r["num_memorized"] / r["num_samples"])
         return RunPoint(
             run=run,
             size=int(size),
@@ -151,38 +171,46 @@ def run_point(run: str | os.PathLike) -> RunPoint:
             num_memorized=best["num_memorized"],
             num_samples=best["num_samples"],
             options=options,
+            snapshots=tuple(
+                SnapshotPoint(r["kimg"], r["num_memorized"], r["num_samples"], bool(r.get("adaptive"))) for r in records
+            ),
+            reference=best.get("reference"),
+            sampler=best.get("sampler"),
         )
     except (KeyError, TypeError, ZeroDivisionError):
         raise ValueError(f'"{path}" lacks kimg, num_memorized or num_samples; measure the run again.') from None
 
 
-def curve_points(runs: Iterable[RunPoint]) -> list[CurvePoint]:
-    """Pool the runs of each size: ratio and interval are those of all their images; ascending sizes."""
-    by_size: dict[int, list[RunPoint]] = {}
-    for run in runs:
-        by_size.setdefault(run.size, []).append(run)
-    return [
-        CurvePoint(
-            size=size,
-            epochs=float(np.mean([run.epochs for run in group])),
-            num_memorized=sum(run.num_memorized for run in group),
-            num_samples=sum(run.num_samples for run in group),
-            runs=len(group),
-        )
-        for size, group in sorted(by_size.items())
-    ]
+def _records_that_count(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record per snapshot, all with the same settings; see `run_point`."""
+    groups: dict[bool, dict[str, list[dict[str, Any]]]] = {False: {}, True: {}}  # adaptive or not, by settings
+    for record in records:
+        adaptive = bool(record.get("adaptive"))
+        left_out = ("snapshot", "seeds", "adaptive") if adaptive else ("snapshot",)  # each may stop at its own seed
+        settings = json.dumps([record.get(key) for key in SETTINGS if key not in left_out])
+        groups[adaptive].setdefault(settings, []).append(record)
+    full = max(reversed(groups[False].values()), key=lambda g: min(r["num_samples"] for r in g), default=[])
+    adaptive = max(reversed(groups[True].values()), key=len, default=[])
+
+    chosen: dict[int, dict[str, Any]] = {}
+    for record in [*adaptive, *full]:  # of equally many images the later in this order
+        if record["num_samples"] >= chosen.get(record["kimg"], record)["num_samples"]:
+            chosen[record["kimg"]] = record
+    return list(chosen.values())
 
 
 def differing_options(runs: Sequence[RunPoint]) -> list[str]:
-    """Names of the training options, |D| and seed aside, in which the runs differ.
+    """Names of the options, |D| and seed aside, in which the runs differ.
 
-    One curve should hold them fixed: the network, what is done with the data, and how it is trained.
+    One curve should hold them fixed: the network, what is done with the data, how it is trained, and the sampler
+    of the measurement.
     """
     seen: dict[str, set[str]] = {}
     for run in runs:
         found = {key: run.options.get(key) for key in _FIXED}
         found |= {f"dataset_kwargs.{k}": run.options["dataset_kwargs"].get(k) for k in _FIXED_DATA}
         found |= {f"network_kwargs.{k}": v for k, v in run.options.get("network_kwargs", {}).items()}
+        found["sampler"] = run.sampler
         for key, value in found.items():
             seen.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
     return sorted(key for key, values in seen.items() if len(values) > 1)
@@ -221,12 +249,38 @@ def emm_estimate(sizes: Sequence[float], ratios: Sequence[float], level: float =
     if not 0 < level <= 1:
         raise ValueError(f"The level of EMM must lie between 0 and 1, not {level}; 0.9 is usual.")
     order = np.argsort(s)
-    s, r = s[order], r[order]
-    at_level = np.flatnonzero(r >= level)
-    if not at_level.size:
-        return Emm(float(s[0]), "below", level)
-    i = at_level[-1]
-    if i == s.size - 1:
-        return Emm(float(s[-1]), "at least", level)
-    t = (r[i] - level) / (r[i] - r[i + 1])  # 0 at s[i], 1 at s[i+1]
-    return Emm(math.exp((1 - t) * math.log(s[i]) + t * math.log(s[i + 1])), "at", level)
+    return emm_at(s, float(emm_crossings(s[order], r[None, order], level)[0]), level)
+
+
+def emm_crossings(sizes: np.ndarray, ratios: np.ndarray, level: float) -> np.ndarray:
+    """log EMM of many curves over the same sizes; see `emm_estimate`.
+
+    Parameters
+    ----------
+    sizes : float [S], ascending.
+    ratios : float [B, S], 0..1.
+    level : 1 - epsilon.
+
+    Returns
+    -------
+    float [B] : natural logarithm of EMM; -inf where it is below the smallest size, inf where at least the largest.
+    """
+    log_sizes, at_level = np.log(sizes), ratios >= level
+    last = len(sizes) - 1 - np.argmax(at_level[:, ::-1], axis=1)  # the largest size at the level
+    found = np.full(len(ratios), -np.inf)
+    found[at_level[:, -1]] = np.inf
+    inside = np.flatnonzero(at_level.any(axis=1) & ~at_level[:, -1])
+    i = last[inside]
+    above, below = ratios[inside, i], ratios[inside, i + 1]
+    t = (above - level) / (above - below)  # 0 at sizes[i], 1 at sizes[i+1]
+    found[inside] = (1 - t) * log_sizes[i] + t * log_sizes[i + 1]
+    return found
+
+
+def emm_at(sizes: np.ndarray, log_size: float, level: float) -> Emm:
+    """The `Emm` that a value of `emm_crossings` stands for."""
+    if math.isinf(log_size):
+        return (
+            Emm(float(np.max(sizes)), "at least", level) if log_size > 0 else Emm(float(np.min(sizes)), "below", level)
+        )
+    return Emm(math.exp(log_size), "at", level)

@@ -1,5 +1,5 @@
-"""Figures: the EMM curve over |D|, generated images above their nearest training images, the gap to the
-optimum, and the collapse of its posterior."""
+"""Figures: generated images above their nearest training images, the gap to the optimum, and the collapse of its
+posterior. Curves over |D| are in `curve_plots`."""
 
 import io
 import os
@@ -19,62 +19,9 @@ from matplotlib.ticker import LogLocator
 
 from dnnlib.util import atomic_write
 from memorization.collapse import LEVEL, PosteriorCurve
-from memorization.emm import CurvePoint, Emm
-from memorization.ratio import memorized
+from memorization.criteria import CRITERIA, THRESHOLD, memorized
 
-_BLUE, _RED, _GREY = "#1f5fa8", "#c8372d", "#6e6e6e"
-
-
-def emm_curve(
-    points: Sequence[CurvePoint],
-    path: str | os.PathLike,
-    *,
-    emm: Emm | None = None,  # marked where it lies
-    title: str | None = None,
-) -> None:
-    """Draw R_mem in % over |D| on a logarithmic axis, with 95 % intervals, the level and EMM.
-
-    The suffix of `path` chooses the format (png, pdf, svg, ...); the file appears complete or not at all.
-
-    Raises
-    ------
-    ValueError
-        If there are no points, or the suffix is no format that can be drawn.
-    """
-    if not points:
-        raise ValueError("There are no points to draw; measure at least one run first.")
-    check_format(path)
-    sizes = np.array([p.size for p in points], dtype=float)
-    ratio = 100 * np.array([p.ratio for p in points])
-    error = np.abs(100 * np.array([p.interval for p in points]).T - ratio)  # [2, points], downwards and upwards
-
-    fig = Figure(figsize=(5.2, 3.6), dpi=200, layout="constrained")
-    ax = fig.subplots()
-    ax.errorbar(
-        sizes, ratio, yerr=error, color=_BLUE, marker="o", markersize=5, linewidth=1.6, capsize=3, elinewidth=1.2
-    )  # fmt: skip
-    ax.set_xscale("log")
-    low, high = sizes.min(), sizes.max()
-    margin = (high / low) ** 0.06 if high > low else 1.5
-    ax.set_xlim(low / margin, high * margin)
-    ax.set_xticks(_readable_ticks(sizes), [_format_size(s) for s in _readable_ticks(sizes)])
-    ax.minorticks_off()
-    ax.set_ylim(-3, 105)
-    ax.set_xlabel("number of training images |D|")
-    ax.set_ylabel(r"memorization ratio $\mathcal{R}_\mathrm{mem}$ (%)")
-    ax.grid(color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    if emm is not None:
-        level = 100 * emm.level
-        ax.axhline(level, color=_GREY, linestyle="--", linewidth=1)
-        if emm.verdict == "at":
-            ax.plot([emm.size] * 2, [-3, level], color=_RED, linestyle=":", linewidth=1.4)
-            ax.plot(emm.size, level, color=_RED, marker="D", markersize=6, markeredgecolor="white", zorder=4)
-        ax.set_title(str(emm), loc="right", color=_RED, fontsize=10)
-    if title:
-        fig.suptitle(title, fontsize=11)
-    _save(fig, path)
+_RED, _GREY = "#c8372d", "#6e6e6e"
 
 
 def neighbour_grid(
@@ -147,7 +94,62 @@ def neighbour_grid(
     caption = f"{int(flags.sum())} of {len(flags)} memorized (framed: $d_1/d_2$ < 1/3)"
     caption = f"{title}: {caption}" if title else caption
     fig.text((left + gap) / fig_w, 1 - top / 2 / fig_h, caption, ha="left", va="center", fontsize=10)
-    _save(fig, path)
+    save_figure(fig, path)
+
+
+def ratio_histogram(
+    distance: np.ndarray,  # float [n, >= 2], to the nearest training images
+    path: str | os.PathLike,
+    *,
+    thresholds: Sequence[float] = (THRESHOLD,),  # of d1/d2; the first colours the memorized part
+    title: str | None = None,
+) -> None:
+    """Draw the distribution of d1/d2 with the thresholds, and say which fraction of the images lies below each.
+
+    Where d1 = d2 = 0 the quotient is undefined: such images cannot be drawn and lie below no threshold, but count
+    in the fractions, and the figure says how many there are. The suffix of `path` chooses the format.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, fewer than two columns or no thresholds, a threshold is not positive, or the suffix
+        is no format.
+    """
+    quotient = CRITERIA["ratio"].score(distance)
+    if not quotient.size:
+        raise ValueError("There are no images whose d1/d2 could be drawn; measure at least one.")
+    if not len(thresholds) or not all(0 < t < np.inf for t in thresholds):
+        raise ValueError(f"A histogram of d1/d2 needs positive thresholds, at least one, not {list(thresholds)}.")
+    check_format(path)
+    defined = quotient[~np.isnan(quotient)]
+    below = defined < thresholds[0]
+
+    fig = Figure(figsize=(6.0, 3.8), dpi=200, layout="constrained")
+    ax = fig.subplots()
+    parts = [defined[below], defined[~below]]
+    weights = [np.full(part.size, 100 / quotient.size) for part in parts]
+    bins = np.linspace(0, 1, 61)  # 1/3 is an edge
+    ax.hist(parts, bins=bins, weights=weights, stacked=True, color=[_RED, "#9db4cf"], edgecolor="white", linewidth=0.3)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, None if defined.size else 1)
+    ax.set_xlabel("distance to the nearest / to the second nearest training image, $d_1/d_2$")
+    ax.set_ylabel("generated images (%)")
+    ax.spines[["top", "right"]].set_visible(False)
+    if undefined := quotient.size - defined.size:
+        note = f"{undefined} of {quotient.size} images, with $d_1 = d_2 = 0$, are not drawn"
+        ax.set_title(note, loc="right", fontsize=8, color=_GREY)
+
+    # Thresholds: lines in the figure, fractions below it.
+    styles = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)), (0, (8, 4))]
+    for i, threshold in enumerate(thresholds):
+        name = "1/3" if threshold == THRESHOLD else f"{threshold:g}"
+        label = rf"$d_1/d_2$ < {name}: {100 * (defined < threshold).sum() / quotient.size:.1f} %"
+        line = dict(color=_RED if i == 0 else "0.2", linestyle=styles[i % len(styles)], linewidth=1.4, label=label)
+        ax.axvline(threshold, **line)
+    fig.legend(frameon=False, fontsize=9, ncols=3, loc="outside lower center")
+    count = f"{quotient.size:,} images"
+    fig.suptitle(f"{title}, {count}" if title else count, fontsize=11)
+    save_figure(fig, path)
 
 
 def gap_curves(
@@ -204,7 +206,7 @@ def gap_curves(
         fig.colorbar(ScalarMappable(norm, colors), ax=ax, label="training images seen (thousands)")
     if title:
         ax.set_title(title, fontsize=11)
-    _save(fig, path)
+    save_figure(fig, path)
 
 
 def collapse_curve(curves: Sequence[PosteriorCurve], path: str | os.PathLike, *, title: str | None = None) -> None:
@@ -242,7 +244,7 @@ def collapse_curve(curves: Sequence[PosteriorCurve], path: str | os.PathLike, *,
     ax.legend(frameon=False, fontsize=9, title="collapse onto one image", title_fontsize=9)
     if title:
         ax.set_title(title, fontsize=11)
-    _save(fig, path)
+    save_figure(fig, path)
 
 
 def _log_axes(ax: Axes, x: str, y: str) -> None:
@@ -272,20 +274,8 @@ def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _readable_ticks(sizes: np.ndarray) -> list[float]:
-    """All sizes, or as many as fit beside each other on a logarithmic axis."""
-    ticks, span = [], np.log(sizes.max() / sizes.min())
-    for size in np.sort(sizes):
-        if not ticks or np.log(size / ticks[-1]) >= 0.07 * span:
-            ticks.append(float(size))
-    return ticks
-
-
-def _format_size(size: float) -> str:
-    return f"{size / 1000:g}k" if size >= 1000 else f"{size:g}"
-
-
-def _save(fig: Figure, path: str | os.PathLike) -> None:
+def save_figure(fig: Figure, path: str | os.PathLike) -> None:
+    """Write a figure in the format that the suffix of `path` names, complete or not at all."""
     buffer = io.BytesIO()
     fig.savefig(buffer, format=Path(path).suffix.lower().lstrip("."), dpi=fig.dpi)
     with atomic_write(path) as file:

@@ -1,0 +1,78 @@
+"""The tables and records that lie beside the figures of curves and trajectories."""
+
+import csv
+import datetime
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dnnlib.util import atomic_write
+from dnnlib.versions import versions
+from memorization.curves import Line, Trajectory, line_record
+
+CURVE_COLUMNS = (
+    "line", "size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs",
+)  # fmt: skip
+TRAJECTORY_COLUMNS = ("line", "size", "epochs", "ratio", "low", "high", "runs")
+
+
+def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
+    """One row per point of each line; `line` is empty where there is no factor."""
+    rows = [[line.name, *(getattr(p, name) for name in CURVE_COLUMNS[1:])] for line in lines for p in line.points]
+    _write_csv(CURVE_COLUMNS, rows, path)
+
+
+def write_trajectory_csv(trajectories: Iterable[Trajectory], path: str | os.PathLike) -> None:
+    """One row per epoch of each line; `low` and `high` are the ends of the band, see `Trajectory`."""
+    rows = [
+        [t.name, t.size, *(float(x) for x in point), len(t.runs)]
+        for t in trajectories
+        for point in zip(t.epochs, t.ratio, t.low, t.high)
+    ]
+    _write_csv(TRAJECTORY_COLUMNS, rows, path)
+
+
+def write_curve_json(
+    lines: Sequence[Line],
+    path: str | os.PathLike,
+    *,
+    by: str | None,
+    replicates: int,
+    command: Sequence[str],  # words of the command line
+    notes: Sequence[str] = (),
+    left_out: dict[str, str] | None = None,  # folder -> reason
+) -> None:
+    """Everything that the figure shows and comes from, as strict JSON (numbers that are not finite become null)."""
+    content = {
+        "format": 1,
+        "by": by,
+        "level": lines[0].emm.level,
+        "confidence": lines[0].confidence,
+        "method": f"beta-binomial bootstrap, {replicates} replicates; see memorization/bootstrap.py",
+        "lines": [line_record(line) for line in lines],
+        "notes": list(notes),
+        "left_out": left_out or {},
+        "versions": versions(),
+        "command": list(command),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    with atomic_write(path, "w") as file:
+        json.dump(_strict(content), file, indent=1, allow_nan=False)
+        file.write("\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: str | os.PathLike) -> None:
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)

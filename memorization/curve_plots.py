@@ -1,0 +1,181 @@
+"""Figures of the study: R_mem over |D| with EMM, and R_mem over the epochs, one line per value of a factor."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from memorization.curves import Line, Trajectory
+from memorization.plots import check_format, save_figure
+
+_GREY, _RED = "#6e6e6e", "#c8372d"
+# Okabe & Ito's colours for all kinds of colour vision, dark and light in turn, so that neighbours differ in grey.
+_COLORS = ("#0072B2", "#E69F00", "#007A5A", "#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300", "#7A4FA3")
+_MARKERS = "osD^vPX*h"
+_DASHES = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2)))
+_R_MEM = r"memorization ratio $\mathcal{R}_\mathrm{mem}$ (%)"
+
+
+def curve_figure(
+    lines: Sequence[Line],
+    path: str | os.PathLike,
+    *,
+    by: str | None = None,  # title of the legend: the factor
+    title: str | None = None,
+) -> None:
+    """Draw R_mem in % over |D| on a logarithmic axis, a line per value, with intervals, the level and EMM.
+
+    Where a line crosses the level, a dotted line leads down to its EMM. Of a single line EMM stands above the figure,
+    of several in the legend. The suffix of `path` chooses the format (png, pdf, svg, ...); the file appears complete
+    or not at all.
+
+    Raises
+    ------
+    ValueError
+        If there are no lines, or the suffix is no format that can be drawn.
+
+    References
+    ----------
+    Gu et al., "On Memorization in Diffusion Models", 2023, Figures 2 to 6.
+    """
+    if not lines:
+        raise ValueError("There are no lines to draw; measure at least one run first.")
+    check_format(path)
+    several = len(lines) > 1
+    labels = [f"{line.name}:  {line.emm.place}  {line.emm_interval}" for line in lines]
+    fig = _figure(labels)
+    ax = fig.subplots()
+    sizes = np.unique([p.size for line in lines for p in line.points]).astype(float)
+    low, high = sizes.min(), sizes.max()
+    margin = (high / low) ** 0.06 if high > low else 1.5
+    ax.set_xscale("log")
+    ax.set_xlim(low / margin, high * margin)
+    ticks = readable_ticks(sizes)
+    ax.set_xticks(ticks, [format_size(s) for s in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    _ratio_axis(ax, "number of training images |D|")
+    level = 100 * lines[0].emm.level
+    ax.axhline(level, color=_GREY, linestyle="--", linewidth=1, zorder=1)
+
+    for line, label, style in zip(lines, labels, line_styles([line.value for line in lines])):
+        ratio = 100 * np.array([p.ratio for p in line.points])
+        error = np.abs(100 * np.array([p.interval for p in line.points]).T - ratio)  # [2, points], down and up
+        ax.errorbar(
+            [p.size for p in line.points], ratio, yerr=error, capsize=2.5, elinewidth=1.1, linewidth=1.6, zorder=3,
+            label=label, **style,
+        )  # fmt: skip
+        if line.emm.verdict == "at":
+            color = style["color"] if several else _RED
+            ax.plot([line.emm.size] * 2, [-3, level], color=color, linestyle=":", linewidth=1.4, zorder=2)
+            if not several:
+                ax.plot(line.emm.size, level, color=_RED, marker="D", markersize=6, markeredgecolor="white", zorder=4)
+    if several:
+        name = f"{by}:  EMM ({level:g} %) [{100 * lines[0].confidence:g} %]" if by else None
+        _legend(fig, name)
+    else:
+        ax.set_title(f"{lines[0].emm}  {lines[0].emm_interval}", loc="right", color=_RED, fontsize=10)
+        title = title or (f"{by} = {lines[0].name}" if by else None)
+    if title:
+        fig.suptitle(title, fontsize=11)
+    save_figure(fig, path)
+
+
+def trajectory_figure(
+    trajectories: Sequence[Trajectory],
+    path: str | os.PathLike,
+    *,
+    level: float | None = 0.9,  # drawn as a line; None: not drawn
+    title: str | None = None,
+) -> None:
+    """Draw R_mem in % over the epochs, a line and a band per trajectory; see `Trajectory` for the band.
+
+    Raises
+    ------
+    ValueError
+        If there are no trajectories, or the suffix of `path` is no format that can be drawn.
+
+    References
+    ----------
+    Gu et al., "On Memorization in Diffusion Models", 2023, Figures 1c and 5c.
+    """
+    if not trajectories:
+        raise ValueError("There are no trajectories to draw; measure at least one run first.")
+    check_format(path)
+    several = len(trajectories) > 1
+    fig = _figure([t.name for t in trajectories])
+    ax = fig.subplots()
+    _ratio_axis(ax, "training epochs")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x)))
+    if level is not None:
+        ax.axhline(100 * level, color=_GREY, linestyle="--", linewidth=1, zorder=1)
+    values = [t.value if len({t.size for t in trajectories}) == 1 else t.size for t in trajectories]
+    for t, style in zip(trajectories, line_styles(values)):
+        few = len(t.epochs) <= 30  # more markers would hide the line
+        style = style if few else dict(style, markevery=len(t.epochs) // 15)
+        ax.plot(t.epochs, 100 * t.ratio, linewidth=1.6, label=t.name, zorder=3, **style)
+        ax.fill_between(t.epochs, 100 * t.low, 100 * t.high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+    if several:
+        _legend(fig, None)
+    else:
+        ax.set_title(trajectories[0].name, loc="right", fontsize=10)
+    if title:
+        fig.suptitle(title, fontsize=11)
+    save_figure(fig, path)
+
+
+def line_styles(values: Sequence[Any]) -> list[dict[str, Any]]:
+    """Colour, marker and dashes of each line, for matplotlib: no two alike up to 36 lines.
+
+    Ascending numbers take one scale from dark to light, other values separate colours.
+    """
+    numbers = len(values) > 3 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    styles = []
+    for i in range(len(values)):
+        color = _COLORS[i % len(_COLORS)]
+        if numbers:
+            color = colormaps["viridis"](0.88 * i / (len(values) - 1))
+        dashes = _DASHES[(i if not numbers else i // len(_MARKERS)) % len(_DASHES)]
+        styles.append(dict(color=color, marker=_MARKERS[i % len(_MARKERS)], linestyle=dashes, markersize=5))
+    return styles
+
+
+def _figure(labels: Sequence[str]) -> Figure:
+    """A figure with room for a legend at its right, in inches; a single line needs none."""
+    legend = 0.9 + 0.062 * max(map(len, labels)) if len(labels) > 1 else 0.6
+    height = max(3.6, 0.5 + 0.17 * len(labels))
+    return Figure(figsize=(4.6 + legend, height), dpi=200, layout="constrained")
+
+
+def _ratio_axis(ax: Axes, x: str) -> None:
+    ax.set_ylim(-3, 105)
+    ax.set_xlabel(x)
+    ax.set_ylabel(_R_MEM)
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(fig: Figure, title: str | None) -> None:
+    fig.legend(
+        loc="outside right upper", frameon=False, fontsize=8, title=title, title_fontsize=8, alignment="left",
+        handlelength=3.2,
+    )  # fmt: skip
+
+
+def readable_ticks(sizes: np.ndarray) -> list[float]:
+    """All sizes, or as many as fit beside each other on a logarithmic axis."""
+    ticks, span = [], np.log(sizes.max() / sizes.min())
+    for size in np.sort(sizes):
+        if not ticks or np.log(size / ticks[-1]) >= 0.07 * span:
+            ticks.append(float(size))
+    return ticks
+
+
+def format_size(size: float) -> str:
+    """1500 -> "1.5k"."""
+    return f"{size / 1000:g}k" if abs(size) >= 1000 else f"{size:g}"

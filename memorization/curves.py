@@ -1,0 +1,309 @@
+"""Lines of the study's figures: R_mem over |D| with its EMM, and R_mem over the epochs; one per value of a factor."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from memorization.bootstrap import Group, optimism, percentiles, ratio_replicates, seed_spread
+from memorization.emm import Emm, RunPoint, SnapshotPoint, differing_options, emm_at, emm_crossings, emm_estimate
+from memorization.factors import factor_values, group_by, readable
+from memorization.ratio import wilson_interval
+
+REPLICATES = 2000
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """All runs of one size. The ratio is the mean of the runs'; the interval knows of images and seeds."""
+
+    size: int  # |D|
+    epochs: float  # mean
+    ratio: float
+    ci_low: float
+    ci_high: float
+    num_memorized: int  # over all runs
+    num_samples: int
+    runs: int
+    optimism: float = 0.0  # taken off the lower end; see `memorization.bootstrap`
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.ci_low, self.ci_high
+
+
+@dataclass(frozen=True)
+class Line:
+    """The curve over |D| of the runs that share one value of a factor."""
+
+    value: Any  # as in the options; None without a factor
+    name: str  # the value as text; "" without a factor
+    runs: tuple[RunPoint, ...]
+    points: tuple[CurvePoint, ...]  # ascending size
+    emm: Emm
+    emm_low: Emm  # ends of the interval; "below" or "at least" where the interval is open
+    emm_high: Emm
+    confidence: float
+    rho: float | None  # how alike the images of one run are (spread of seeds), 0..1; None: unknown
+
+    @property
+    def emm_interval(self) -> str:
+        """As text, for example "[28.9, 31.9]" or "[below 16, 18.2]"."""
+        low, high = self.emm_low.place, self.emm_high.place
+        return f"[{low}]" if low == high and self.emm_low.verdict != "at" else f"[{low}, {high}]"
+
+    @property
+    def differing(self) -> list[str]:
+        """Options, |D| and seed aside, in which the runs of this line differ."""
+        return differing_options(self.runs)
+
+
+def curve_lines(
+    runs: Iterable[RunPoint],
+    by: str | None = None,  # key of `factor_values`; None: one line
+    *,
+    level: float = 0.9,  # 1 - epsilon
+    confidence: float = 0.95,  # of the intervals
+    replicates: int = REPLICATES,  # of the bootstrap
+    seed: int = 0,  # of the bootstrap
+) -> tuple[list[Line], list[str]]:
+    """Curves over |D|, one per value of a factor, each with EMM and its bootstrap interval.
+
+    Runs of one size are averaged, whatever else they differ in (see `Line.differing`). The method of the intervals,
+    with its limits, is described in `memorization.bootstrap`.
+
+    Returns
+    -------
+    lines : ascending values.
+    notes : sentences on what `factor_values` could not read.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, the key is unknown, or a number is out of range.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"The confidence must lie between 0 and 1, not {confidence}; 0.95 is usual.")
+    groups, notes = _by_value(list(runs), by)
+    return [_line(value, by, group, level, confidence, replicates, seed) for value, group in groups], notes
+
+
+def curve_points(
+    runs: Iterable[RunPoint], *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
+) -> list[CurvePoint]:
+    """Average the runs of each size; ascending sizes.
+
+    The interval is Wilson's where the spread of seeds is unknown (no size has several runs), else that of the
+    bootstrap; see `memorization.bootstrap`, also for the optimism that is taken off the lower end.
+    """
+    by_size = _by_size(runs)
+    groups = [_group(group) for group in by_size.values()]
+    drawn = ratio_replicates(groups, replicates, seed)
+    return _points(by_size, groups, drawn, confidence)
+
+
+def _line(
+    value: Any, by: str | None, runs: Sequence[RunPoint], level: float, confidence: float, replicates: int, seed: int
+) -> Line:
+    by_size = _by_size(runs)
+    groups = [_group(group) for group in by_size.values()]
+    drawn = ratio_replicates(groups, replicates, seed)  # [B, S]
+    points = _points(by_size, groups, drawn, confidence)
+
+    sizes = np.array([p.size for p in points], dtype=np.float64)
+    ratios = np.array([[p.ratio for p in points]])
+    emm = emm_estimate(sizes, ratios[0], level)
+    lowered = np.clip(drawn - [p.optimism for p in points], 0, 1)
+    estimate = float(emm_crossings(sizes, ratios, level)[0])
+    low = min(percentiles(emm_crossings(sizes, lowered, level), confidence)[0], estimate)
+    high = max(percentiles(emm_crossings(sizes, drawn, level), confidence)[1], estimate)
+    return Line(
+        value=value,
+        name="" if by is None else readable(value, by),
+        runs=tuple(runs),
+        points=tuple(points),
+        emm=emm,
+        emm_low=emm_at(sizes, low, level),
+        emm_high=emm_at(sizes, high, level),
+        confidence=confidence,
+        rho=seed_spread(groups).rho,
+    )
+
+
+def _points(
+    by_size: dict[int, list[RunPoint]], groups: Sequence[Group], drawn: np.ndarray, confidence: float
+) -> list[CurvePoint]:
+    points = []
+    seeds_known = seed_spread(groups).rho is not None
+    for i, (size, runs) in enumerate(by_size.items()):
+        memorized, samples = groups[i]
+        ratio = float((memorized / samples).mean())
+        if seeds_known:
+            low, high = percentiles(drawn[:, i], confidence)
+        else:  # the images of all runs are alike
+            low, high = wilson_interval(int(memorized.sum()), int(samples.sum()), confidence)
+        excess = float(np.mean([_optimism(run) for run in runs]))
+        points.append(
+            CurvePoint(
+                size=size,
+                epochs=float(np.mean([run.epochs for run in runs])),
+                ratio=ratio,
+                ci_low=max(min(low - excess, ratio), 0.0),
+                ci_high=max(high, ratio),
+                num_memorized=int(memorized.sum()),
+                num_samples=int(samples.sum()),
+                runs=len(runs),
+                optimism=excess,
+            )
+        )
+    return points
+
+
+def _by_value(runs: list[RunPoint], by: str | None) -> tuple[list[tuple[Any, list[RunPoint]]], list[str]]:
+    if not runs:
+        raise ValueError("There are no runs; train with train.py and measure with mem_ratio.py.")
+    if by is None:
+        return [(None, runs)], []
+    values, notes = factor_values(runs, by)
+    return [(value, [runs[i] for i in indices]) for value, indices in group_by(values)], notes
+
+
+def _by_size(runs: Iterable[RunPoint]) -> dict[int, list[RunPoint]]:
+    by_size: dict[int, list[RunPoint]] = {}
+    for run in runs:
+        by_size.setdefault(run.size, []).append(run)
+    return dict(sorted(by_size.items()))
+
+
+def _group(runs: Sequence[RunPoint]) -> Group:
+    return np.array([run.num_memorized for run in runs]), np.array([run.num_samples for run in runs])
+
+
+def _optimism(run: RunPoint) -> float:
+    counts = np.array([(s.num_memorized, s.num_samples) for s in run.snapshots]).reshape(-1, 2)
+    return optimism(counts[:, 0], counts[:, 1])
+
+
+# ----------------------------------------------------------------------------
+# Over the training.
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """R_mem over the epochs, of one run or of the runs that differ only in their seed."""
+
+    value: Any  # of the factor; None without one
+    size: int  # |D|
+    name: str
+    runs: tuple[RunPoint, ...]
+    epochs: np.ndarray  # float [T], ascending
+    ratio: np.ndarray  # float [T], mean of the runs
+    low: np.ndarray  # float [T], band: one run: 95 % Wilson interval; several: the lowest run
+    high: np.ndarray  # float [T]
+
+    @property
+    def differing(self) -> list[str]:
+        """Options, |D| and seed aside, in which the runs differ."""
+        return differing_options(self.runs)
+
+
+def trajectories(
+    runs: Iterable[RunPoint],
+    by: str | None = None,  # key of `factor_values`
+    *,
+    per_run: bool = False,  # a line for each run; else runs of the same |D| and value are averaged
+) -> tuple[list[Trajectory], list[str]]:
+    """R_mem against the epochs of training, kimg * 1000 / |D| (Gu et al. 2023, Figures 1c and 5c).
+
+    Runs whose snapshots lie at other epochs are averaged on all epochs that lie within all of them, along straight
+    lines. The band is the 95 % Wilson interval of a single run, and reaches from the lowest to the highest of several.
+
+    Returns
+    -------
+    trajectories : by value, then ascending |D|.
+    notes : sentences on what `factor_values` could not read.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, the key is unknown, or averaged runs have no epochs in common.
+    """
+    runs = list(runs)
+    groups, notes = _by_value(runs, by)
+    several = len({run.size for run in runs}) > 1
+    lines = []
+    for value, group in groups:
+        for size, same in _by_size(group).items():
+            parts = ([f"{by} = {readable(value, by)}"] if by else []) + ([f"|D| = {size}"] if several or not by else [])
+            for part in [[run] for run in same] if per_run else [same]:
+                name = ", ".join([*parts, part[0].run.name] if per_run and len(same) > 1 else parts)
+                lines.append(Trajectory(value, size, name, tuple(part), *_average(part)))
+    return lines, notes
+
+
+def _average(runs: Sequence[RunPoint]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """epochs, mean ratio, and both ends of the band."""
+    snapshots = [_snapshots(run) for run in runs]
+    epochs = [np.array([1000 * s.kimg / run.size for s in each]) for run, each in zip(runs, snapshots)]
+    ratios = [np.array([s.ratio for s in each]) for each in snapshots]
+    if len(runs) == 1:
+        low, high = np.array([s.interval for s in snapshots[0]]).T
+        return epochs[0], ratios[0], low, high
+    first, last = max(e[0] for e in epochs), min(e[-1] for e in epochs)
+    common = np.unique(np.concatenate(epochs))
+    common = common[(common >= first) & (common <= last)]
+    if not common.size:
+        raise ValueError(f'"{runs[0].run}" and the runs with it have no epochs in common; draw each run by itself.')
+    at = np.array([np.interp(common, e, r) for e, r in zip(epochs, ratios)])
+    return common, at.mean(axis=0), at.min(axis=0), at.max(axis=0)
+
+
+def _snapshots(run: RunPoint) -> tuple[SnapshotPoint, ...]:
+    return run.snapshots or (SnapshotPoint(run.kimg, run.num_memorized, run.num_samples),)
+
+
+# ----------------------------------------------------------------------------
+# As plain data.
+
+
+def line_record(line: Line) -> dict[str, Any]:
+    """A line as strict JSON takes it: enough to draw it again and to find what it was made of."""
+    options = [run.options for run in line.runs]
+    common = {k: v for k, v in options[0].items() if all(_same(v, other.get(k)) for other in options)}
+    return {
+        "value": line.value if isinstance(line.value, str | int | float | list | None) else None,
+        "name": line.name,
+        "emm": _emm_record(line.emm),
+        "emm_low": _emm_record(line.emm_low),
+        "emm_high": _emm_record(line.emm_high),
+        "rho": line.rho,
+        "points": [vars(point) for point in line.points],
+        "runs": [_run_record(run) for run in line.runs],
+        "differing": line.differing,
+        "options": common,  # those that all runs share
+    }
+
+
+def _emm_record(emm: Emm) -> dict[str, Any]:
+    return {"size": emm.size, "verdict": emm.verdict}
+
+
+def _run_record(run: RunPoint) -> dict[str, Any]:
+    return {
+        "run": str(run.run),
+        "size": run.size,
+        "seed": run.options.get("seed"),
+        "epochs": run.epochs,
+        "kimg": run.kimg,
+        "ratio": run.ratio,
+        "num_memorized": run.num_memorized,
+        "num_samples": run.num_samples,
+        "adaptive": run.adaptive,
+        "snapshots": [vars(snapshot) for snapshot in run.snapshots],
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)

@@ -1,0 +1,518 @@
+"""Lines of a study: the factor that tells them apart, EMM with its bootstrap interval, trajectories, figures, files."""
+
+import csv
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_emm import write_run
+
+import emm as cli
+from memorization.bootstrap import optimism, percentiles, ratio_replicates, seed_spread
+from memorization.curve_plots import curve_figure, line_styles, trajectory_figure
+from memorization.curves import curve_lines, curve_points, trajectories
+from memorization.emm import emm_crossings, emm_estimate, run_point
+from memorization.factors import NOT_RECORDED, differing_keys, factor_values, group_by, readable
+
+
+def study(folder, curves, sizes=(16, 64), seeds=(1,), n=1000, **options):
+    """Measured runs: `curves` maps num_channels to the ratio at each size."""
+    for channels, ratios in curves.items():
+        for size, ratio in zip(sizes, ratios):
+            for seed in seeds:
+                network = {"model_channels": channels, "skip_connections": [1, 1]}
+                run = folder / f"w{channels}" / f"{size}-{seed}"
+                write_run(run, size, [round(ratio * n)], n, seed=seed, network_kwargs=network, **options)
+    return folder
+
+
+def points(folder):
+    return [run_point(path.parent) for path in sorted(folder.rglob("training_options.json"))]
+
+
+# ----------------------------------------------------------------------------
+# Bootstrap.
+
+SIZES = np.array([8.0, 16, 32, 64, 128])
+
+
+def simulated_ratios(rng, seeds, spread):
+    """True ratios of the runs: a logistic curve in log |D|, whose place differs between seeds. float [S, K]"""
+    x = np.log(9) - 3 * np.log(SIZES / 40)
+    return 1 / (1 + np.exp(-(x[:, None] + spread * rng.normal(size=(len(SIZES), seeds)))))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread", "n"), [(1, 0, 1000), (1, 0, 64), (3, 0, 1000), (2, 0.4, 1000), (3, 0.4, 1000), (5, 0.4, 1000)]
+)
+def test_the_interval_covers_the_true_emm(seeds, spread, n):
+    """Nominal 95 % covers in 90 to 99.5 % of 200 studies; drawing runs with replacement in 75 to 90 %."""
+    rng = np.random.default_rng(0)
+    mean = simulated_ratios(rng, 20_000, spread).mean(axis=1)
+    truth = emm_crossings(SIZES, mean[None], 0.9)[0]
+    covered, widths = 0, []
+    for trial in range(200):
+        memorized = rng.binomial(n, simulated_ratios(rng, seeds, spread))
+        drawn = ratio_replicates([(k, np.full(seeds, n)) for k in memorized], 500, seed=trial)
+        low, high = percentiles(emm_crossings(SIZES, drawn, 0.9), 0.95)
+        covered += low <= truth <= high
+        widths.append(high - low)
+    assert 0.9 <= covered / 200 <= 0.995
+    assert np.median(widths) < np.log(2)  # and it says something
+
+
+def test_the_spread_of_seeds_is_found():
+    rng = np.random.default_rng(0)
+    samples = np.full(5, 500)
+    for rho in (0.0, 0.05, 0.2):
+        found = []
+        for _ in range(100):
+            means = np.array([0.2, 0.5, 0.9])[:, None]
+            p = means if rho == 0 else rng.beta(means * (1 / rho - 1), (1 - means) * (1 / rho - 1), size=(3, 5))
+            found.append(seed_spread([(k, samples) for k in rng.binomial(500, p, size=(3, 5))]).rho)
+        assert np.mean(found) == pytest.approx(rho, abs=0.005, rel=0.2)
+
+
+def test_what_says_nothing_of_the_seeds():
+    one, saturated = (np.array([90]), np.array([100])), (np.array([100, 100]), np.array([100, 100]))
+    assert seed_spread([one, saturated]).rho is None
+    assert seed_spread([one, (np.array([50, 50]), np.array([100, 100]))]).rho == 0
+
+
+def test_replicates_of_one_run_are_binomial():
+    drawn = ratio_replicates([(np.array([900]), np.array([1000]))], 20_000)
+    assert drawn.mean() == pytest.approx(0.9, abs=1e-3)
+    assert drawn.std() == pytest.approx((0.9 * 0.1 / 1000) ** 0.5, rel=0.03)
+    np.testing.assert_array_equal(drawn, ratio_replicates([(np.array([900]), np.array([1000]))], 20_000))
+
+
+def test_the_seed_spread_widens_all_sizes():
+    alike, apart = np.array([900, 900, 900]), np.array([950, 900, 850])
+    samples, single = np.full(3, 1000), (np.array([500]), np.array([1000]))
+    narrow, wide = (ratio_replicates([(k, samples), single]).std(axis=0) for k in (alike, apart))
+    assert (wide > 2 * narrow).all()
+    assert (narrow > 0).all()
+
+
+@pytest.mark.parametrize("snapshots", [2, 10])
+def test_optimism_of_equal_snapshots(snapshots):
+    """The expected maximum of independent binomial ratios, by simulation."""
+    rng = np.random.default_rng(0)
+    excess = (rng.binomial(1000, 0.8, size=(20_000, snapshots)).max(axis=1) / 1000).mean() - 0.8
+    found = optimism(np.full(snapshots, 800), np.full(snapshots, 1000))
+    assert found == pytest.approx(excess, rel=0.03)
+
+
+def test_the_interval_allows_for_the_maximum():
+    """With ten equally good snapshots it covers in at least 90 % of the studies; without, in about half."""
+    rng = np.random.default_rng(0)
+    p = simulated_ratios(rng, 1, 0)
+    truth = emm_crossings(SIZES, p.T, 0.9)[0]
+    samples, covered = np.full(10, 200), np.zeros(2)
+    for trial in range(200):
+        memorized = rng.binomial(200, p, size=(5, 10))
+        drawn = ratio_replicates([(k.max(keepdims=True), samples[:1]) for k in memorized], 500, seed=trial)
+        excess = [optimism(k, samples) for k in memorized]
+        high = percentiles(emm_crossings(SIZES, drawn, 0.9), 0.95)[1]
+        for i, curves in enumerate([np.clip(drawn - excess, 0, 1), drawn]):
+            covered[i] += percentiles(emm_crossings(SIZES, curves, 0.9), 0.95)[0] <= truth <= high
+    assert covered[0] / 200 >= 0.9 and covered[1] / 200 < 0.7
+
+
+def test_optimism_of_one_clear_maximum_is_none():
+    assert optimism(np.array([800]), np.array([1000])) == 0
+    assert optimism(np.array([100, 500, 800]), np.array([1000, 1000, 1000])) == pytest.approx(0, abs=1e-6)
+    assert optimism(np.array([]), np.array([])) == 0
+
+
+def test_many_curves_cross_as_one():
+    rng = np.random.default_rng(0)
+    ratios = np.concatenate([rng.random((200, 5)), [[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0.9, 0, 0.9, 0, 0]]])
+    for row, log_size in zip(ratios, emm_crossings(SIZES, ratios, 0.7)):
+        emm = emm_estimate(SIZES, row, 0.7)
+        verdict = {np.inf: "at least", -np.inf: "below"}.get(log_size, "at")
+        assert emm.verdict == verdict and (verdict != "at" or emm.size == pytest.approx(np.exp(log_size)))
+
+
+def test_percentiles_keep_open_ends():
+    values = np.array([-np.inf] * 30 + [1.0] * 940 + [np.inf] * 30)
+    assert percentiles(values, 0.95) == (-np.inf, np.inf)
+    assert percentiles(values, 0.9) == (1, 1)
+
+
+# ----------------------------------------------------------------------------
+# Lines.
+
+
+def test_lines_by_width(tmp_path):
+    folder = study(tmp_path, {16: [1.0, 0.8], 32: [1.0, 0.85], 8: [0.8, 0.1], 64: [1.0, 0.99]})
+    lines, notes = curve_lines(points(folder), "num_channels")
+    assert [(line.value, line.name) for line in lines] == [(8, "8"), (16, "16"), (32, "32"), (64, "64")]
+    assert notes == [] and all(line.differing == [] and line.rho is None for line in lines)
+    below, at, later, beyond = lines
+    assert (below.emm.verdict, beyond.emm.verdict) == ("below", "at least")
+    assert below.emm_interval == "[below 16]" and beyond.emm_interval == "[at least 64]"
+    assert at.emm.size == pytest.approx(32)  # half way in log |D|
+    assert later.emm.size == pytest.approx(16 * 4 ** (2 / 3))
+    for line in (at, later):
+        assert line.emm_low.verdict == line.emm_high.verdict == "at"
+        assert line.emm_low.size < line.emm.size < line.emm_high.size
+        assert line.points[1].interval == pytest.approx(line.runs[1].interval)  # one run: Wilson's
+
+
+def test_an_interval_open_on_one_side(tmp_path):
+    line = curve_lines(points(study(tmp_path, {16: [0.99, 0.91]}, n=200)))[0][0]
+    assert str(line.emm) == "EMM (90 %) at least 64" and line.emm_low.verdict == "at"
+    assert line.emm_interval.endswith(", at least 64]") and 30 < line.emm_low.size < 64
+    line = curve_lines(points(study(tmp_path / "low", {16: [0.89, 0.1]}, n=200)))[0][0]
+    assert line.emm_interval.startswith("[below 16, ") and line.emm_high.verdict == "at"
+
+
+def test_seeds_are_averaged_and_their_spread_counts(tmp_path):
+    for seed, memorized in enumerate([950, 900, 850]):
+        write_run(tmp_path / "few" / f"{seed}", 16, [memorized], 1000, seed=seed)
+        write_run(tmp_path / "few" / f"large{seed}", 64, [500], 1000, seed=seed)
+    write_run(tmp_path / "few" / "adaptive", 16, [100], 100, seed=9)
+    line = curve_lines(points(tmp_path))[0][0]
+    assert line.points[0].ratio == pytest.approx(np.mean([0.95, 0.9, 0.85, 1.0]))  # of the runs, not of the images
+    assert (line.points[0].runs, line.points[0].num_samples) == (4, 3100)
+    assert line.rho > 0.005 and line.differing == []
+    low, high = line.points[0].interval
+    assert high - low > 2 * 1.96 * np.std([0.95, 0.9, 0.85, 1.0]) / 2
+    assert line.points[0].ci_low < line.points[0].ratio < line.points[0].ci_high
+
+
+def test_optimism_lowers_only_the_lower_end(tmp_path):
+    one = curve_points([run_point(write_run(tmp_path / "one", 16, [50, 800], 1000))])[0]
+    many = curve_points([run_point(write_run(tmp_path / "many", 16, [800] * 10, 1000))])[0]
+    assert many.ratio == one.ratio and many.ci_high == one.ci_high
+    assert many.ci_low == pytest.approx(one.ci_low - many.optimism)
+    assert many.optimism == pytest.approx(0.0195, abs=0.001)
+
+
+def test_two_thousand_replicates_are_quick(tmp_path):
+    runs = points(study(tmp_path, {16: [0.99, 0.97, 0.9, 0.8, 0.5, 0.1]}, (8, 16, 32, 64, 128, 256), (1, 2, 3)))
+    curve_lines(runs)  # imports
+    start = time.perf_counter()
+    curve_lines(runs, replicates=2000)
+    assert time.perf_counter() - start < 1
+
+
+def test_bad_lines(tmp_path):
+    runs = points(study(tmp_path, {16: [0.9, 0.8]}))
+    with pytest.raises(ValueError, match="no runs"):
+        curve_lines([])
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, not 95"):
+        curve_lines(runs, confidence=95)
+    with pytest.raises(ValueError, match="between 0 and 1, not 2"):
+        curve_lines(runs, level=2)
+
+
+# ----------------------------------------------------------------------------
+# Adaptive measurements.
+
+
+def record(kimg, memorized, n, **entries):
+    return {"kimg": kimg, "snapshot": f"{kimg}", "num_memorized": memorized, "num_samples": n, **entries}
+
+
+ADAPTIVE = {"bar": 0.9, "confidence": 0.95}
+
+
+@pytest.mark.parametrize("same_seeds", [True, False])
+def test_adaptive_records_of_different_length_are_one_run(tmp_path, same_seeds):
+    extra = [
+        record(k, m, n, adaptive=ADAPTIVE, seeds="0-9999" if same_seeds else f"0-{n - 1}")
+        for k, m, n in [(100, 3, 20), (200, 950, 1000), (300, 50, 64)]
+    ]
+    run = run_point(write_run(tmp_path / "run", 16, [], extra=extra))
+    assert [(s.kimg, s.num_samples, s.adaptive) for s in run.snapshots] == [
+        (100, 20, True), (200, 1000, True), (300, 64, True),
+    ]  # fmt: skip
+    assert (run.kimg, run.adaptive) == (200, True)
+
+
+def test_full_measurements_win(tmp_path):
+    adaptive = [record(100 * i, 20, 20, adaptive=ADAPTIVE, seeds="0-19") for i in (1, 2, 3)]
+    run = run_point(write_run(tmp_path / "run", 16, [10, 60], extra=adaptive))  # kimg 100 and 200 in full
+    assert [(s.kimg, s.num_samples, s.adaptive) for s in run.snapshots] == [
+        (100, 64, False), (200, 64, False), (300, 20, True),
+    ]  # fmt: skip
+    trial = [record(100, 500, 1000, adaptive=ADAPTIVE, seeds="0-999")]
+    run = run_point(write_run(tmp_path / "trial", 16, [4], 4, extra=trial))  # four images are no full measurement
+    assert (run.num_samples, run.adaptive) == (1000, True)
+
+
+# ----------------------------------------------------------------------------
+# Factors.
+
+
+def factor(folder, key):
+    return factor_values(points(folder), key)[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("network_kwargs.model_channels", [16, 32]),
+        ("model_channels", [16, 32]),
+        ("num_channels", [16, 32]),  # what the network took, not the option, which may be null
+        ("--num-channels", [16, 32]),
+        ("weight_decay", [0.0, 0.1]),
+        ("optimizer_kwargs.weight_decay", [0.0, 0.1]),
+        ("optimizer", ["Adam", "Adam"]),
+        ("batch", [16, 16]),
+        ("resolution", [8, 8]),
+        ("arch", ["ddpmpp", NOT_RECORDED]),
+        ("cond", [False, True]),
+        ("folder", ["w16", "w32"]),
+        ("dataset", ["digits", "digits-random"]),
+    ],
+)
+def test_keys(tmp_path, key, expected):
+    data = {"max_size": 64, "resolution": 8}
+    common = {"num_channels": None}
+    for width, decay, path, options in [(16, 0.0, "digits-64", {"arch": "ddpmpp"}), (32, 0.1, "digits-64-random", {})]:
+        write_run(
+            tmp_path / f"w{width}" / "run", 64, [1], cond=width == 32,
+            dataset_kwargs={"path": f"gone/{path}.zip", **data}, network_kwargs={"model_channels": width},
+            optimizer_kwargs={"class_name": "Adam", "weight_decay": decay}, **common, **options,
+        )  # fmt: skip
+    assert factor(tmp_path, key) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("nonsense", 'No run has the key "nonsense"; the runs differ in: network_kwargs.class_name, optimizer_kwargs'),
+        ("class_name", "could be network_kwargs.class_name or optimizer_kwargs.class_name"),
+        ("max_size", "is |D|, the axis"),
+        ("dataset_kwargs.max_size", "is |D|, the axis"),
+        ("dataset.labels", "datasets cannot be read any more: x.zip"),
+        ("optimizer_kwargs", "No run has the key"),
+    ],
+)
+def test_bad_keys(tmp_path, run_cli, key, message):
+    for i, names in enumerate([("A", "B"), ("C", "D")]):
+        network, optimizer = ({"class_name": name} for name in names)
+        write_run(tmp_path / f"{i}", 16, [1], network_kwargs=network, optimizer_kwargs=optimizer)
+    out = tmp_path / "c.png"
+    for command in ("curve", "trajectory"):
+        result = run_cli(cli.main, [command, tmp_path, f"--by={key}", f"--out={out}"], code=1)
+        assert message in result.output
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_dataset_keys(tmp_path, make_zip, monkeypatch):
+    """From the zip; where the path of the options leads nowhere, from the reference of the measurement; else noted."""
+    monkeypatch.chdir(tmp_path)
+    images = np.zeros((4, 8, 8), dtype=np.uint8)
+    extra = json.dumps({"labels": [[f"00000/img{i:08d}.png", i % 3] for i in range(4)], "rule": {"alpha": 0.5}})
+    make_zip(images, extra.encode(), tmp_path / "a.zip")
+    make_zip(np.zeros((4, 8, 8, 3), dtype=np.uint8), [0, 1, 2, 3], tmp_path / "b.zip")
+
+    def data(path, size=4):
+        return {"path": path, "max_size": size, "resolution": 8}
+
+    write_run(tmp_path / "runs" / "a", 4, [1], dataset_kwargs=data("a.zip"))
+    reference = record(500, 9, 64, reference=str(tmp_path / "b.zip"))
+    write_run(tmp_path / "runs" / "b", 4, [], extra=[reference], dataset_kwargs=data("gone/b.zip"))
+    runs = points(tmp_path / "runs")
+    assert factor_values(runs, "num_classes") == ([3, 4], [])
+    assert factor_values(runs, "channels") == ([1, 3], [])
+    assert factor_values(runs, "dataset.resolution") == ([8, 8], [])
+    assert factor_values(runs, "rule.alpha") == ([0.5, NOT_RECORDED], [])
+    assert "num_classes" in differing_keys(runs)
+
+    write_run(tmp_path / "runs" / "c", 4, [1], dataset_kwargs=data("gone.zip"))
+    write_run(tmp_path / "runs" / "d", 9, [1], dataset_kwargs=data("a.zip", 9))  # another file of that name by now
+    values, notes = factor_values(points(tmp_path / "runs"), "num_classes")
+    assert values == [3, 4, NOT_RECORDED, NOT_RECORDED]
+    assert notes == ["num_classes is not recorded where the dataset cannot be read any more: a.zip, gone.zip"]
+    lines, _ = curve_lines(points(tmp_path / "runs"), "num_classes")
+    assert [line.name for line in lines] == ["3", "4", "not recorded"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, "yes"),
+        (None, "none"),
+        (1e-5, "1e-05"),
+        (2.0, "2"),
+        ("adm", "adm"),
+        ([1, 2, 2], "1,2,2"),
+        ([1] * 9, "all of 9"),
+        ([0] * 9, "none of 9"),
+        ([0, 0, 1, 0, 0, 0, 0, 0, 0], "only 3 of 9"),
+        ([1, 1, 1, 1, 1, 1, 1, 0, 0], "without 8, 9"),
+        (NOT_RECORDED, "not recorded"),
+    ],
+)
+def test_readable(value, expected):
+    key = "skip_connections" if isinstance(value, list) and len(value) == 9 else "other"
+    assert readable(value, key) == expected
+
+
+def test_order_of_values():
+    only = [[int(i == j) for i in range(3)] for j in (2, 0, 1)]
+    assert [value for value, _ in group_by(only)] == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    values = [NOT_RECORDED, "c10", "c9", 2, 0.5, None, True, 1, 1.0]
+    assert [value for value, _ in group_by(values)] == [None, 0.5, True, 1, 2, "c9", "c10", NOT_RECORDED]
+    assert dict((str(v), i) for v, i in group_by(values))["1"] == [7, 8]
+
+
+# ----------------------------------------------------------------------------
+# Trajectories.
+
+
+def test_trajectories_of_runs(tmp_path):
+    for size in (16, 32):
+        for seed, final in [(1, 40), (2, 60)]:
+            write_run(tmp_path / f"{size}-{seed}", size, [0, 20, final], seed=seed)
+    small, large = trajectories(points(tmp_path))[0]
+    assert (small.name, large.name, len(small.runs)) == ("|D| = 16", "|D| = 32", 2)
+    np.testing.assert_allclose(small.epochs, np.array([100, 200, 300]) * 1000 / 16)
+    np.testing.assert_allclose(large.epochs, small.epochs / 2)
+    np.testing.assert_allclose(small.ratio, np.array([0, 20, 50]) / 64)
+    np.testing.assert_allclose([small.low, small.high], np.array([[0, 20, 40], [0, 20, 60]]) / 64)
+    each = trajectories(points(tmp_path), per_run=True)[0]
+    assert [t.name for t in each] == [f"|D| = {size}, {size}-{seed}" for size in (16, 32) for seed in (1, 2)]
+    np.testing.assert_allclose((each[0].low[2], each[0].high[2]), each[0].runs[0].interval)
+
+
+def test_trajectories_with_other_epochs(tmp_path):
+    write_run(tmp_path / "a", 16, [0, 16, 32, 48], seed=1)
+    extra = [record(150, 8, 64), record(350, 40, 64)]
+    write_run(tmp_path / "b", 16, [], seed=2, extra=extra)
+    (line,) = trajectories(points(tmp_path))[0]
+    np.testing.assert_allclose(line.epochs * 16 / 1000, [150, 200, 300, 350])
+    np.testing.assert_allclose(line.ratio * 64, [8, 16, 32, 40])
+    write_run(tmp_path / "c", 16, [], seed=3, extra=[record(900, 1, 64)])
+    with pytest.raises(ValueError, match="no epochs in common"):
+        trajectories(points(tmp_path))
+    assert len(trajectories(points(tmp_path), per_run=True)[0]) == 3
+
+
+def test_trajectory_command(tmp_path, run_cli):
+    for cond in (False, True):
+        for size in (16, 32):
+            for seed in (1, 2):
+                name = f"{cond}-{size}-{seed}"
+                write_run(tmp_path / "runs" / name, size, [seed, 30, 50 + 10 * cond], cond=cond, seed=seed)
+    out = tmp_path / "figures" / "t.png"
+    result = run_cli(cli.main, ["trajectory", tmp_path / "runs", "--by=cond", f"--out={out}", "--title=labels"])
+    assert "differ in more" not in result.output
+    assert "cond = yes, |D| = 32    2       9375               93.75    93.75  9375" in result.output
+    with open(out.with_suffix(".csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 * 3 and rows[0]["line"] == "cond = no, |D| = 16"
+    assert [float(rows[0][k]) * 64 for k in ("ratio", "low", "high")] == [1.5, 1, 2]
+    assert sorted(p.name for p in out.parent.iterdir()) == ["t.csv", "t.png"] and Image.open(out).size[0] > 1000
+    result = run_cli(cli.main, ["trajectory", tmp_path / "runs", f"--out={out}", "--level=90"], code=1)
+    assert "between 0 and 1, not 90" in result.output
+    write_run(tmp_path / "runs" / "other", 16, [1, 2, 3], batch_size=99)
+    result = run_cli(cli.main, ["trajectory", tmp_path / "runs", f"--out={out}"])
+    assert "the runs of |D| = 16 differ in more than |D| and seed: batch_size" in result.stderr
+
+
+# ----------------------------------------------------------------------------
+# The command.
+
+
+def test_curve_command_by(tmp_path, run_cli):
+    study(tmp_path / "runs", {8: [0.95, 0.3], 16: [1.0, 0.8]}, seeds=(1, 2))
+    write_run(tmp_path / "runs" / "x", 16, [9], 64, network_kwargs={"model_channels": 8}, batch_size=2, seed=3)
+    out = tmp_path / "figures" / "w.png"
+    args = ["curve", tmp_path / "runs", "--by=num_channels", f"--out={out}", "--title=width"]
+    result = run_cli(cli.main, args)
+    assert "num_channels      |D|" in result.output
+    assert "\n8            EMM (90 %) below 16  [below 16" in result.output
+    assert "\n16           EMM (90 %) ≈ 32  [" in result.output
+    assert "the runs of num_channels = 8 differ in more than |D| and seed: batch_size" in result.stderr
+    assert sorted(p.name for p in out.parent.iterdir()) == ["w.csv", "w.json", "w.png"]
+    with open(out.with_suffix(".csv"), newline="") as file:
+        assert [(r["line"], r["size"], r["runs"]) for r in csv.DictReader(file)] == [
+            ("8", "16", "3"), ("8", "64", "2"), ("16", "16", "2"), ("16", "64", "2"),
+        ]  # fmt: skip
+
+
+def test_record_holds_what_the_figure_shows(tmp_path, run_cli):
+    """Strict JSON from which the figure can be drawn again; repeated, it is the same but for the time."""
+    study(tmp_path / "runs", {8: [0.95, 0.3], 16: [1.0, 0.8]}, seeds=(1, 2), wrong=float("nan"))
+    out = tmp_path / "w.svg"
+    contents = []
+    for _ in range(2):
+        run_cli(cli.main, ["curve", tmp_path / "runs", "--by=num_channels", f"--out={out}", "--level=0.85"])
+        text = out.with_suffix(".json").read_text()
+        contents.append(json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")))
+    for content in contents:
+        content.pop("time")
+    assert contents[0] == contents[1]
+    lines, _ = curve_lines(points(tmp_path / "runs"), "num_channels", level=0.85)
+    content = contents[0]
+    assert (content["by"], content["level"], content["confidence"]) == ("num_channels", 0.85, 0.95)
+    assert {"diffusion-memorization", "torch"} <= content["versions"].keys() and content["command"]
+    for line, found in zip(lines, content["lines"], strict=True):
+        assert found["value"] == line.value
+        assert found["emm"] == {"size": line.emm.size, "verdict": line.emm.verdict}
+        assert found["emm_low"]["size"] == line.emm_low.size and found["emm_high"]["size"] == line.emm_high.size
+        assert [(p["size"], p["ratio"], p["ci_low"], p["ci_high"]) for p in found["points"]] == [
+            (p.size, p.ratio, *p.interval) for p in line.points
+        ]
+        assert [r["seed"] for r in found["runs"]] == [r.options["seed"] for r in line.runs]
+        assert found["options"]["batch_size"] == 16 and "seed" not in found["options"]
+        assert found["runs"][0]["snapshots"][0]["num_samples"] == 1000
+
+
+def test_note_on_adaptive_measurements(tmp_path, run_cli):
+    write_run(tmp_path / "a", 16, [], extra=[record(100, 30, 30, adaptive=ADAPTIVE)])
+    result = run_cli(cli.main, ["curve", tmp_path, f"--out={tmp_path / 'c.png'}"])
+    assert "adaptive measurements" in result.stderr
+
+
+# ----------------------------------------------------------------------------
+# Figures.
+
+
+@pytest.mark.parametrize(("count", "suffix"), [(1, "png"), (3, "pdf"), (9, "svg")])
+def test_figures_of_many_lines(tmp_path, count, suffix):
+    study(tmp_path / "runs", {8 * i: [1 - 0.01 * i, 0.5 + 0.02 * i] for i in range(1, count + 1)})
+    runs = points(tmp_path / "runs")
+    curve_figure(curve_lines(runs, "num_channels")[0], tmp_path / f"c.{suffix}", by="num_channels", title="t")
+    trajectory_figure(trajectories(runs, "num_channels")[0], tmp_path / f"t.{suffix}", level=None)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_legend_names_every_line(tmp_path):
+    study(tmp_path / "runs", {8: [0.8, 0.3], 16: [1.0, 0.8], 32: [1.0, 0.99]})
+    lines, _ = curve_lines(points(tmp_path / "runs"), "num_channels")
+    curve_figure(lines, tmp_path / "c.svg", by="num_channels")
+    text = (tmp_path / "c.svg").read_text()
+    for label in ("8:  below 16  [below 16]", f"16:  32  {lines[1].emm_interval}", "32:  at least 64  [at least 64]"):
+        assert f"<!-- {label} -->" in text
+
+
+@pytest.mark.parametrize("values", [list(range(9)), list("abcdefghi"), [True, False]])
+def test_lines_can_be_told_apart(values):
+    """Each has its own marker and colour; neighbours differ in grey, or in dashes."""
+    styles = line_styles(values)
+    assert len({style["marker"] for style in styles}) == len(values)
+    assert len({str(style["color"]) for style in styles}) == len(values)
+    from matplotlib.colors import to_rgb
+
+    grey = [np.dot(to_rgb(style["color"]), [0.299, 0.587, 0.114]) for style in styles]
+    for (a, b), (i, j) in zip(zip(grey, grey[1:]), zip(styles, styles[1:])):
+        assert abs(a - b) > 0.1 or i["linestyle"] != j["linestyle"] or all(np.diff(grey) > 0.03)
+
+
+def test_nothing_to_draw(tmp_path):
+    for figure in (curve_figure, trajectory_figure):
+        with pytest.raises(ValueError, match="There are no"):
+            figure([], tmp_path / "c.png")
+    lines, _ = curve_lines(points(study(tmp_path / "runs", {16: [0.9, 0.8]})))
+    with pytest.raises(ValueError, match="format"):
+        curve_figure(lines, tmp_path / "c.doc")
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]

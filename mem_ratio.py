@@ -1,28 +1,24 @@
 """Measure the memorization ratio, and the gap to the optimum, of all snapshots of a run."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from tqdm import tqdm
 
-from dnnlib.cli import report_errors
+from dnnlib.cli import Float, report_errors
 from dnnlib.util import check_folder
+from memorization.criteria import CRITERIA, THRESHOLD
+from memorization.evaluation import Evaluator
+from memorization.feature_space import FeatureSpace
+from memorization.features import TRUST, load_features
 from memorization.gap import GapMeter, ImageSet
-from memorization.plots import check_format, gap_curves, neighbour_grid
-from memorization.ratio import Measurement, measure_network
-from memorization.subjects import Subject, optimum_subject, snapshot_subjects
-from memorization.trajectory import (
-    find_record,
-    jsonl_path,
-    make_settings,
-    read_trajectory,
-    write_gap,
-    write_measurement,
-)
+from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_histogram
+from memorization.results import Reference, Task, read_groups
+from memorization.subjects import Subject, optimum_subject, snapshot_subjects, watch_snapshots
+from memorization.trajectory import jsonl_path
 from torch_utils import distributed as dist
-from training.generation import save_png, split_seeds
 from training.options import (
     batch_option,
     class_option,
@@ -33,6 +29,20 @@ from training.options import (
 )
 
 GRID_SEEDS = 32
+MAX_ROWS = 20  # of a table of classes or groups that is printed; the record holds all
+
+FRACTION = Float(min=0, max=1, min_open=True, max_open=True)
+POSITIVE = Float(min=0, min_open=True)
+
+
+def several(convert: Callable[[str], Any]) -> Callable:
+    """Callback of an option that may be given several times, and each time as a list: 0.25,0.5."""
+
+    def callback(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> list[Any]:
+        parts = [part.strip() for value in values for part in value.split(",")]
+        return list(dict.fromkeys(convert(part, param, ctx) for part in parts))
+
+    return callback
 
 
 @click.command(context_settings=dict(max_content_width=120))
@@ -55,7 +65,33 @@ GRID_SEEDS = 32
 @click.option("--save-images", help="Keep the images, as DIR/network-snapshot-KIMG/SEED.png", metavar="DIR")
 @subdirs_option
 @click.option("--grid", help=f"Draw {GRID_SEEDS} images of the highest ratio and their nearest ones", metavar="FILE")
+@click.option("--hist", help="Draw the distribution of d1/d2 at the highest ratio", metavar="FILE")
+@click.option(
+    "--threshold", "thresholds", help="Also the ratio with this bound of d1/d2; several allowed", metavar="FLOAT",
+    multiple=True, callback=several(POSITIVE.convert),
+)  # fmt: skip
+@click.option(
+    "--criterion", "criteria", help="Also the ratio by this criterion; several allowed", metavar="|".join(CRITERIA),
+    multiple=True, callback=several(click.Choice(list(CRITERIA)).convert),
+)  # fmt: skip
+@click.option(
+    "--features", help="Also the criteria in the features of a TorchScript network, whose code is run", metavar="PT"
+)
+@click.option(
+    "--adaptive", "bar", help="Stop with a snapshot as soon as its ratio is above or below this, for example 0.9",
+    metavar="FLOAT", type=FRACTION,
+)  # fmt: skip
+@click.option(
+    "--confidence", help="Confidence of that decision", metavar="FLOAT", type=FRACTION, default=0.95, show_default=True
+)
+@click.option("--until-above", help="Leave out older snapshots once one is above, with --adaptive", is_flag=True)
+@click.option("--watch", help="Measure snapshots as a training run writes them, until it is done", is_flag=True)
+@click.option(
+    "--poll", help="Look for new snapshots every so many seconds, with --watch", metavar="SEC", type=POSITIVE,
+    default=5, show_default=True,
+)  # fmt: skip
 @click.option("--remeasure", help="Measure again what the log already holds", is_flag=True)
+@click.option("--quiet", help="No progress bar, not even on a terminal", is_flag=True)
 @sampler_options
 @device_option
 @report_errors
@@ -73,7 +109,17 @@ def main(
     save_images: str | None,
     subdirs: bool,
     grid: str | None,
+    hist: str | None,
+    thresholds: list[float],
+    criteria: list[str],
+    features: str | None,
+    bar: float | None,
+    confidence: float,
+    until_above: bool,
+    watch: bool,
+    poll: float,
     remeasure: bool,
+    quiet: bool,
     device: str,
     **sampler_kwargs: Any,
 ) -> None:
@@ -82,6 +128,9 @@ def main(
     For each snapshot one image per seed is generated. It counts as memorized if it is less than 1/3 as far
     from the nearest training image as from the second nearest. A snapshot that was measured before with the
     same settings is not measured again, so that an interrupted command goes on where it stopped.
+
+    --watch follows a run that is still training. --adaptive=0.9 stops with a snapshot as soon as its ratio is known to
+    be above or below 90 %. --threshold, --criterion and --features add ratios by other definitions to the records.
 
     With --gap=N also the mean squared distance between the network and the closed-form optimum of the training
     images is measured, at 16 noise levels, on N noised training images (and N of --holdout); see gap.png.
@@ -101,6 +150,10 @@ def main(
         --seeds=0-9999 --batch=512
 
     \b
+    # While the run is training: is the ratio above 90 %?
+    python mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip --seeds=0-9999 --watch --adaptive=0.9
+
+    \b
     # How far each snapshot is from the theoretical optimum
     python mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip --gap=1000 --holdout=datasets/cifar10-test.zip
 
@@ -108,63 +161,73 @@ def main(
     # Measure the theoretical optimum itself
     python mem_ratio.py --network=datasets/cifar10-1k.zip --log=optimum/mem_traj.log --seeds=0-999
     """
-    check_options(expdir, network, cond, knn_ref, log, gap, holdout)
+    check_options(expdir, network, cond, knn_ref, log, gap, holdout, bar, until_above, watch)
     target = dist.init(device)
     try:
         # Refuse what can be refused before anything slow.
         log_path = Path(log) if log is not None else Path(expdir) / "mem_traj.log"
         if log_path.is_dir():
             raise ValueError(f'--log: "{log_path}" is a folder; name a file.')
-        for folder in [log_path.parent, save_images, Path(grid).parent if grid is not None else None]:
+        figures = [path for path in (grid, hist) if path is not None]
+        for folder in [log_path.parent, save_images, *(Path(path).parent for path in figures)]:
             if folder is not None:
                 check_folder(folder)
         jsonl = jsonl_path(log_path)
-        if grid is not None:
-            check_format(grid)
+        for path in figures:
+            check_format(path)
 
         if network is not None:
             subjects = [optimum_subject(network, target, cond=cond or class_idx is not None)]
+            knn_ref = knn_ref if knn_ref is not None else str(subjects[0].path)
+        elif watch:
+            subjects = watch_snapshots(expdir, target, poll=poll, on_wait=lambda: evaluator.wait(expdir))
         else:
             subjects = snapshot_subjects(expdir, target)
-        knn_ref = knn_ref if knn_ref is not None else str(subjects[0].path)
-        meter = None
+        reference = read_reference(knn_ref, features, target)
+        names = [name for name in criteria if name != "ratio"]
+        task = Task(
+            seeds=seeds, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs, thresholds=thresholds,
+            criteria=[CRITERIA[name] for name in names],
+            feature_criteria=[CRITERIA[name] for name in criteria or ["ratio"]] if features is not None else [],
+            bar=bar, confidence=confidence,
+        )  # fmt: skip
+        evaluator = Evaluator(
+            log_path, reference, task, lambda record, note: describe(record, task, note),
+            open_meter=gap_meter(knn_ref, holdout, reference, num=gap, batch=batch, device=target) if gap else None,
+            outdir=Path(save_images) if save_images is not None else None, subdirs=subdirs,
+            remeasure=remeasure, quiet=quiet,
+        )  # fmt: skip
+        evaluator.run(first_above(subjects, evaluator) if until_above else subjects)
+
+        best = evaluator.best()
+        record = evaluator.records[best.name]
         if gap is not None:
-            meter = open_meter(subjects[0], knn_ref, holdout, num=gap, batch=batch, device=target)
-        reference = meter.reference if meter is not None else ImageSet.read(knn_ref).images
-        known = dist.on_rank0(read_known, jsonl)
-        how = dict(reference=reference, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
-
-        # Snapshots, newest first.
-        records = {}
-        for subject in subjects:
-            settings = make_settings(subject.path, seeds, reference_path=knn_ref, optimum=subject.optimum, **how)
-            record = None if remeasure or save_images is not None else find_record(known, settings)
-            note = "" if record is None else "  (measured before)"
-            if record is None:
-                outdir = Path(save_images) / subject.name if save_images is not None else None
-                measured = measure_snapshot(subject, seeds, target, batch=batch, outdir=outdir, subdirs=subdirs, **how)
-                record = dist.on_rank0(
-                    write_measurement, log_path, measured, subject.path, subject.kimg, settings, images=outdir
-                )
-            if meter is not None and (remeasure or not meter.holds(record)):
-                record = dist.on_rank0(write_gap, log_path, record, measure_gap(meter, subject))
-            records[subject.name] = record
-            dist.print0(describe(record) + note)
-        if meter is not None:
             gap_path = log_path.parent / "gap.png"
-            title = f"{log_path.parent.absolute().name}, |D| = {len(reference)}"
-            dist.on_rank0(gap_curves, list(records.values()), gap_path, title=title)
+            title = f"{log_path.parent.absolute().name}, |D| = {len(reference.images)}"
+            dist.on_rank0(gap_curves, list(evaluator.records.values()), gap_path, title=title)
             dist.print0(f"Gap:         {gap_path}")
-
-        best = max(subjects, key=lambda subject: records[subject.name]["ratio"])
-        dist.print0(f"Highest:     {describe(records[best.name])}")
+        dist.print0(f"Highest:     {describe(record, task)}")
+        for table in ("classes", "groups"):
+            if table in record:
+                dist.print0(describe_table(table, record[table]))
         if grid is not None:
-            shown = measure_snapshot(best, sorted(seeds)[:GRID_SEEDS], target, batch=batch, keep_images=True, **how)
-            if dist.get_rank() == 0:
-                nearest = reference[shown.knn_index[:, 0]]
-                neighbour_grid(shown.images, nearest, grid, distance=shown.knn_distance, title=best.name)
+            shown = evaluator.images(best, GRID_SEEDS)
+            nearest = reference.images[shown.knn_index[:, 0]]
+            how = dict(distance=shown.knn_distance, title=best.name)
+            dist.on_rank0(neighbour_grid, shown.images, nearest, grid, **how)
             dist.print0(f"Grid:        {grid}")
+        if hist is not None:
+            how = dict(thresholds=[THRESHOLD, *thresholds], title=best.name)
+            dist.on_rank0(ratio_histogram, evaluator.rows(best).knn_distance, hist, **how)
+            dist.print0(f"Histogram:   {hist}")
         dist.print0(f"Log:         {log_path}\nRecords:     {jsonl}\nDistances:   {log_path.parent / 'knn-dist'}")
+        if evaluator.left_out and dist.get_rank() == 0:
+            count = f"{len(evaluator.left_out)} of {len(evaluator.left_out) + len(evaluator.records)} snapshots"
+            raise click.ClickException(f"{count} could not be measured: {', '.join(evaluator.left_out)}.")
+    except KeyboardInterrupt:
+        if dist.get_rank() == 0:
+            click.echo("Interrupted; the same command goes on with what is missing.", err=True)
+        raise SystemExit(130) from None
     finally:
         dist.shutdown()
 
@@ -177,6 +240,9 @@ def check_options(
     log: str | None,
     gap: int | None,
     holdout: str | None,
+    bar: float | None,
+    until_above: bool,
+    watch: bool,
 ) -> None:
     """Refuse options that contradict each other."""
     if (expdir is None) == (network is None):
@@ -189,64 +255,86 @@ def check_options(
         raise click.UsageError("--cond belongs to --network; a snapshot knows by itself.")
     if holdout is not None and gap is None:
         raise click.UsageError("--holdout needs --gap=N, the number of noised images.")
+    if until_above and bar is None:
+        raise click.UsageError("--until-above needs --adaptive, the ratio to be above.")
+    if watch and expdir is None:
+        raise click.UsageError("--watch needs --expdir, the folder that a run writes into.")
 
 
-def open_meter(subject: Subject, training: str, holdout: str | None, device: torch.device, **how: Any) -> GapMeter:
-    """A meter for networks that were trained as `subject` was."""
-    net, header = subject.load()
-    cond = net.label_dim > 0
-    meter = GapMeter(
-        ImageSet.read(training, cond=cond),
-        ImageSet.read(holdout, cond=cond) if holdout is not None else None,
-        xflip=header.get("dataset", {}).get("xflip", False),
-        device=device,
-        **how,
-    )
-    meter.check(net)
-    if meter.overlap:
-        dist.print0(f'Note: {meter.overlap} images of "{holdout}" are training images.')
-    return meter
+def first_above(subjects: Iterable[Subject], evaluator: Evaluator) -> Iterator[Subject]:
+    """The snapshots up to the first that the evaluator finds to be above the bar; the run as a whole is, then."""
+    for subject in subjects:
+        yield subject
+        sequential = evaluator.records.get(subject.name, {}).get("sequential", {})
+        if sequential.get("verdict") == "above":
+            return
 
 
-def measure_gap(meter: GapMeter, subject: Subject) -> dict[str, Any]:
-    """`GapMeter.measure` on a snapshot, with a progress bar."""
-    net, _ = subject.load()
-    hide = None if dist.get_rank() == 0 else True
-    with tqdm(desc=f"{subject.name} gap", unit="img", leave=False, disable=hide) as bar:
-        return meter.measure(net, on_batch=bar.update)
+def read_reference(path: str, features: str | None, device: torch.device) -> Reference:
+    """The training images, with their classes and groups, and their features if wanted."""
+    images = ImageSet.read(path).images
+    labels = groups = None
+    try:
+        labels, groups = read_groups(path)
+    except ValueError as err:
+        dist.print0(f"Note: no ratio per class or group. {err}")
+    space = None
+    if features is not None:
+        dist.print0(f"Note: {TRUST}")
+        space = FeatureSpace(load_features(features, device, shape=images.shape[1:]), images, device)
+    return Reference(path, images, device, labels=labels, groups=groups, features=space)
 
 
-def measure_snapshot(
-    subject: Subject,
-    seeds: list[int],
-    device: torch.device,
-    outdir: Path | None = None,
-    subdirs: bool = False,
-    **how: Any,
-) -> Measurement:
-    """`measure_network` on a snapshot, with a progress bar, and PNGs where `outdir` is given."""
-    net, _ = subject.load()
-    hide = None if dist.get_rank() == 0 else True
-    with tqdm(total=len(split_seeds(seeds)), desc=subject.name, unit="img", leave=False, disable=hide) as bar:
+def gap_meter(
+    training: str, holdout: str | None, reference: Reference, **how: Any
+) -> Callable[[torch.nn.Module, dict[str, Any]], GapMeter]:
+    """(network, header of its snapshot) -> a meter for networks that were trained like this one."""
 
-        def on_batch(batch_seeds: list[int], images: torch.Tensor) -> None:
-            if outdir is not None:
-                for seed, image in zip(batch_seeds, images):
-                    save_png(image, outdir, seed, subdirs)
-            bar.update(len(batch_seeds))
+    def open_meter(net: torch.nn.Module, header: dict[str, Any]) -> GapMeter:
+        cond = net.label_dim > 0
+        meter = GapMeter(
+            ImageSet.read(training, cond=True) if cond else ImageSet(training, reference.images),
+            ImageSet.read(holdout, cond=cond) if holdout is not None else None,
+            xflip=header.get("dataset", {}).get("xflip", False),
+            **how,
+        )
+        meter.check(net)
+        if meter.overlap:
+            dist.print0(f'Note: {meter.overlap} images of "{holdout}" are training images.')
+        return meter
 
-        return measure_network(net, seeds=seeds, device=device, on_batch=on_batch, **how)
-
-
-def read_known(jsonl: Path) -> list[dict[str, Any]]:
-    """Records that are already there; a damaged last line is reported."""
-    return read_trajectory(jsonl, report=lambda text: click.echo(text, err=True)) if jsonl.exists() else []
+    return open_meter
 
 
-def describe(record: dict[str, Any]) -> str:
-    ratio, low, high = 100 * record["ratio"], 100 * record["ci_low"], 100 * record["ci_high"]
+def describe(record: dict[str, Any], task: Task, note: str = "") -> str:
+    """The lines that report a record: its ratio, and what else was asked for; `note` ends the first."""
     name = f"kimg {record['kimg']:06d}" if record["kimg"] is not None else "optimum"
-    return f"{name}  R_mem {ratio:6.2f} % [{low:.1f}, {high:.1f}]  mean distance {record['mean_distance']:.3f}"
+    text = f"{name}  R_mem {_percent(record)}  mean distance {record['mean_distance']:.3f}"
+    if "sequential" in record:
+        verdict, bar = record["sequential"]["verdict"], f"{100 * task.bar:g} %"
+        spent = f"after {record['num_samples']:,} of {len(task.seeds):,} images"
+        text += f"  {verdict} {bar} {spent}" if verdict is not None else f"  undecided at {bar} {spent}"
+    lines = [(f"d1/d2 < {t:g}", record["thresholds"][repr(t)]) for t in task.thresholds]
+    lines += [(name, record["criteria"][name]) for name in task.criterion_names()]
+    return "\n".join([text + note, *(f"    {name:<24s}{_percent(share)}" for name, share in lines)])
+
+
+def describe_table(kind: str, table: dict[str, dict[str, Any]]) -> str:
+    """Ratio of each class or group, as lines."""
+    width = max(len(name) for name in [*table, kind])
+    lines = [f"    {kind:<{width}s}  R_mem % [95 % interval]  images nearest  training images copied"]
+    for name, row in list(table.items())[:MAX_ROWS]:
+        ratio = _percent(row) if row["num_nearest"] else "-"
+        copied = f"{row['num_replayed']} of {row['num_training']}"
+        lines.append(f"    {name:<{width}s}  {ratio:<23s}  {row['num_nearest']:>14d}  {copied:>22s}")
+    if len(table) > MAX_ROWS:
+        lines.append(f"    ... {len(table) - MAX_ROWS} more are in the record")
+    return "\n".join(lines)
+
+
+def _percent(share: dict[str, Any]) -> str:
+    low, high = 100 * share["ci_low"], 100 * share["ci_high"]
+    return f"{100 * share['ratio']:6.2f} % [{low:.1f}, {high:.1f}]"
 
 
 if __name__ == "__main__":

@@ -1,52 +1,19 @@
 """The memorization ratio R_mem: the criterion, its interval, and its measurement on one network."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from memorization.knn import nearest_neighbors
+from memorization.criteria import THRESHOLD, memorized
+from memorization.feature_space import FeatureSpace
+from memorization.knn import Neighbors
 from torch_utils import distributed
 from training.generation import check_class, generate_images, split_seeds
 
-THRESHOLD = 1 / 3  # of d1/d2 (Yoon et al. 2023)
-_CHUNK = 1024  # generated images held before they are compared with the reference
-
-
-def memorized(distance: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
-    """Which images are memorized: those with d1 / d2 < `threshold`.
-
-    An image is memorized when it lies much closer to one training image than to any other. Where the
-    two nearest training images are both equal to it (d1 = d2 = 0, duplicates in the training set), the
-    quotient 0/0 is NaN and the image does not count, as in the published measurement; remove exact
-    duplicates from the reference to have such images counted.
-
-    Parameters
-    ----------
-    distance : float [n, >= 2], distances to the nearest training images, ascending, any unit.
-    threshold : upper bound of d1 / d2, exclusive.
-
-    Returns
-    -------
-    bool [n]
-
-    Raises
-    ------
-    ValueError
-        If `distance` does not have at least two columns.
-
-    References
-    ----------
-    Yoon et al., "Diffusion Probabilistic Models Generalize when They Fail to Memorize", 2023.
-    Gu et al., "On Memorization in Diffusion Models", 2023, Section 2.
-    """
-    distance = np.asarray(distance, dtype=np.float64)
-    if distance.ndim != 2 or distance.shape[1] < 2:
-        raise ValueError(f"The criterion needs distances [n, 2] to two neighbours, not {list(distance.shape)}.")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return distance[:, 0] / distance[:, 1] < threshold
+_CHUNK = 256  # images per rank, or a batch if that is more, between two comparisons with the reference
 
 
 def memorization_ratio(distance: np.ndarray, threshold: float = THRESHOLD) -> float:
@@ -112,6 +79,7 @@ class Measurement:
     knn_distance: np.ndarray  # float64 [n, 2], 0..255 units
     knn_index: np.ndarray  # int64 [n, 2], rows of the reference
     images: np.ndarray | None = None  # uint8 [n, C, H, W], where they were kept
+    more: dict[str, np.ndarray] = field(default_factory=dict)  # [n, k]: NAME_distance and NAME_index
 
     @property
     def num_samples(self) -> int:
@@ -130,93 +98,131 @@ class Measurement:
         """Mean distance to the nearest training image, 0..255 units."""
         return float(self.knn_distance[:, 0].mean())
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays but the images, by name."""
+        return {"seeds": self.seeds, "knn_distance": self.knn_distance, "knn_index": self.knn_index, **self.more}
 
-def check_inputs(
-    net: torch.nn.Module, reference: np.ndarray, seeds: Sequence[int], class_idx: int | None = None
-) -> None:
-    """Refuse what `measure_network` cannot measure, before anything is generated.
+    def select(self, seeds: Iterable[int]) -> "Measurement":
+        """The rows of those of `seeds` that are there, without images."""
+        rows = np.flatnonzero(np.isin(self.seeds, np.fromiter(seeds, dtype=np.int64)))
+        return make_measurement({name: array[rows] for name, array in self.arrays().items()})
 
-    Raises
-    ------
-    ValueError
-        If there are no seeds or one appears twice, the reference has fewer than two images or another
-        shape than the network's images, or `class_idx` is none of the network's classes.
-    """
+
+def make_measurement(arrays: dict[str, np.ndarray], images: np.ndarray | None = None) -> Measurement:
+    """The measurement of these arrays, whose rows it sorts by seed."""
+    order = np.argsort(arrays["seeds"], kind="stable")
+    arrays = {name: array[order] for name, array in arrays.items()}
+    seeds, distance, index = (arrays.pop(name) for name in ("seeds", "knn_distance", "knn_index"))
+    return Measurement(seeds, distance, index, None if images is None else images[order], more=arrays)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise ValueError if there are no seeds, or one appears twice."""
     if not len(seeds):
         raise ValueError("There are no seeds; name at least one image to generate.")
     if len(set(seeds)) != len(seeds):
         ordered = sorted(seeds)
         twice = next(seed for seed, following in zip(ordered, ordered[1:]) if seed == following)
         raise ValueError(f"Seed {twice} appears more than once; each image may count only once.")
+
+
+def check_reference(reference: np.ndarray | Neighbors) -> None:
+    """Raise ValueError if the reference has fewer than two images."""
     if len(reference) < 2:
         raise ValueError(f"The reference for nearest neighbours has {len(reference)} image(s); d1/d2 needs at least 2.")
+
+
+def check_network(
+    net: torch.nn.Module,
+    shape: Sequence[int],  # [C, H, W] of the reference
+    class_idx: int | None = None,
+) -> None:
+    """Raise ValueError if the network's images have another shape, or `class_idx` is none of its classes."""
     expected = (net.img_channels, net.img_resolution, net.img_resolution)
-    if tuple(reference.shape[1:]) != expected:
+    if tuple(shape) != expected:
         raise ValueError(
             f"The network makes images [C, H, W] = {list(expected)}, the reference for nearest neighbours "
-            f"has {list(reference.shape[1:])}; use the dataset that the network was trained on."
+            f"has {list(shape)}; use the dataset that the network was trained on."
         )
     check_class(net, class_idx)
 
 
 def measure_network(
     net: torch.nn.Module,
-    reference: np.ndarray,  # uint8 [N, C, H, W]
+    reference: np.ndarray | Neighbors,  # uint8 [N, C, H, W], or prepared, which pays where it is used again
     seeds: Sequence[int],  # one per image, the same list on all ranks
     *,
     batch: int = 64,  # images per generated batch and rank
     class_idx: int | None = None,  # class to generate; None: as `generate_images` draws them
     sampler_kwargs: dict[str, Any] | None = None,  # of the sampler
-    device: str | torch.device | None = None,  # of the nearest-neighbour search; None: CPU
+    device: str | torch.device | None = None,  # of the nearest-neighbour search in an array; None: CPU
+    columns: int = 2,  # nearest images to look for
+    features: FeatureSpace | None = None,  # look for nearest images there, too
+    feature_columns: int = 2,  # so many
     keep_images: bool = False,  # return the images too
-    on_batch: Callable[[list[int], torch.Tensor], None] | None = None,  # sees each batch of this rank
+    on_batch: Callable[[list[int], torch.Tensor], Any] | None = None,  # sees each batch of this rank
+    start: Measurement | None = None,  # rows of an earlier measurement that need not be measured again
+    stops: Iterable[int] = (),  # numbers of images after which `on_rows` is called, among others
+    on_rows: Callable[[Measurement], bool | None] | None = None,  # sees all rows so far; True ends the measurement
 ) -> Measurement:
     """Generate one image per seed and find its two nearest neighbours in `reference`.
 
-    Each rank generates its share of the seeds and compares the uint8 pixels that a PNG would hold; the
-    shares may have different sizes or be empty. Every rank returns the whole measurement.
+    Seeds are taken in ascending order, some hundred at a time: each rank generates its share of them, which
+    may be empty, and compares the uint8 pixels that a PNG would hold. Then every rank has all rows so far and
+    calls `on_rows`, which has to answer the same on all ranks. A prepared reference is `Neighbors(images,
+    device=..., shard=True)`; without `shard` it works, too.
+
+    With `columns` above 2 `more` holds `pixels_distance` and `pixels_index` [n, columns], with `features` it
+    holds `features_distance` and `features_index`.
 
     Raises
     ------
     ValueError
-        See `check_inputs`.
+        See `check_seeds`, `check_reference` and `check_network`.
     """
-    check_inputs(net, reference, seeds, class_idx)
-    done: list[int] = []
-    pending: list[torch.Tensor] = []
-    kept = [np.empty((0, *reference.shape[1:]), dtype=np.uint8)]
-    distance, index = [np.empty((0, 2))], [np.empty((0, 2), dtype=np.int64)]
+    check_seeds(seeds)
+    check_reference(reference)
+    if not isinstance(reference, Neighbors):
+        check_network(net, reference.shape[1:], class_idx)
+        reference = Neighbors(reference, device=device or "cpu", shard=True)
+    check_network(net, reference.shape, class_idx)
+    seeds = np.sort(np.asarray(seeds, dtype=np.int64))
 
-    def compare() -> None:
-        if pending:
-            d, i = nearest_neighbors(torch.cat(pending), reference, k=2, device=device)
-            distance.append(d)
-            index.append(i)
-            pending.clear()
+    def measure(some: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        share = split_seeds(some.tolist())
+        parts = [np.empty((0, *reference.shape), dtype=np.uint8)]
+        for batch_seeds, images in generate_images(
+            net, share, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs or {}
+        ):
+            parts.append(images.numpy())
+            if on_batch is not None:
+                on_batch(batch_seeds, images)
+        made = np.concatenate(parts)
+        distance, index = reference.query(made, columns)
+        arrays = {"seeds": np.asarray(share, dtype=np.int64)}
+        arrays |= {"knn_distance": distance[:, :2], "knn_index": index[:, :2]}
+        if columns > 2:
+            arrays |= {"pixels_distance": distance, "pixels_index": index}
+        if features is not None:
+            arrays["features_distance"], arrays["features_index"] = features.query(made, feature_columns)
+        every = distributed.gather((arrays, made if keep_images else None))
+        arrays = {name: np.concatenate([part[name] for part, _ in every]) for name in arrays}
+        return arrays, np.concatenate([part for _, part in every]) if keep_images else None
 
-    # This rank's share.
-    share = split_seeds(sorted(seeds))
-    for batch_seeds, images in generate_images(
-        net, share, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs or {}
-    ):
-        done.extend(batch_seeds)
-        pending.append(images)
-        if keep_images:
-            kept.append(images.numpy())
-        if on_batch is not None:
-            on_batch(batch_seeds, images)
-        if sum(len(part) for part in pending) >= _CHUNK:
-            compare()
-    compare()
-
-    # All shares, in the order of the seeds.
-    all_seeds = np.concatenate(distributed.gather(np.asarray(done, dtype=np.int64)))
-    order = np.argsort(all_seeds, kind="stable")
-    if not np.array_equal(all_seeds[order], np.sort(np.asarray(seeds, dtype=np.int64))):
-        raise RuntimeError("The ranks did not generate exactly the given seeds.")
-    return Measurement(
-        seeds=all_seeds[order],
-        knn_distance=np.concatenate(distributed.gather(np.concatenate(distance)))[order],
-        knn_index=np.concatenate(distributed.gather(np.concatenate(index)))[order],
-        images=np.concatenate(distributed.gather(np.concatenate(kept)))[order] if keep_images else None,
-    )
+    step = -(-_CHUNK // batch) * batch * distributed.get_world_size()
+    ends = sorted({*range(step, len(seeds), step), *(n for n in stops if 0 < n < len(seeds)), len(seeds)})
+    arrays, images, done = {}, None, 0
+    for end in ends:
+        chunk, done = seeds[done:end], end
+        known = start.select(chunk).arrays() if start is not None and not keep_images else {"seeds": chunk[:0]}
+        missing = np.setdiff1d(chunk, known["seeds"])
+        found = [part for part in (arrays, known) if len(part.get("seeds", ()))]
+        if len(missing):
+            new, new_images = measure(missing)
+            found.append(new)
+            images = new_images if images is None else np.concatenate([images, new_images])
+        arrays = {name: np.concatenate([part[name] for part in found]) for name in found[-1]}
+        rows = make_measurement(arrays, images)
+        if on_rows is not None and on_rows(rows):
+            break
+    return rows

@@ -1,7 +1,9 @@
 """What is measured: the snapshots of a run, or the closed-form optimum of a dataset in their place."""
 
+import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,13 @@ from typing import Any
 import torch
 
 from dnnlib.util import fetch
+from torch_utils import distributed as dist
 from training.optim import load_optimum
+from training.run_state import NAME as RUN_STATE
+from training.run_state import read_run_state
 from training.snapshot import list_snapshots, load_network
+
+_OPTIONS = "training_options.json"
 
 
 @dataclass(frozen=True)
@@ -28,21 +35,113 @@ class Subject:
         return self.path.stem if self.optimum is None else f"optimum-{self.path.stem}"
 
 
+def load_together(subject: Subject) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """`subject.load()` on all ranks, or the same ValueError on all, if one of them cannot."""
+    loaded = refusal = None
+    try:
+        loaded = subject.load()
+    except (OSError, ValueError) as err:
+        refusal = str(err)
+    refusals = [text for text in dist.gather(refusal) if text is not None]
+    if refusals:
+        raise ValueError(refusals[0])
+    return loaded
+
+
 def snapshot_subjects(run_dir: str | os.PathLike, device: torch.device | str) -> list[Subject]:
-    """The snapshots of a run after kimg 0, newest first.
+    """The snapshots of a run after kimg 0, newest first; the same on all ranks.
 
     Raises
     ------
     OSError, ValueError
         If there is no such folder, or no such snapshot in it.
     """
-    snapshots = {kimg: path for kimg, path in list_snapshots(run_dir) if kimg > 0}
-    if not snapshots:
+    subjects = _subjects(dist.on_rank0(list_snapshots, run_dir), device)
+    if not subjects:
         raise ValueError(f'"{run_dir}" holds no network snapshot after kimg 0; name the folder of a run.')
+    return subjects
+
+
+def watch_snapshots(
+    run_dir: str | os.PathLike,
+    device: torch.device | str,
+    *,
+    poll: float = 5,  # seconds between two looks
+    on_wait: Callable[[], Any] | None = None,  # called before each wait
+) -> Iterator[Subject]:
+    """The snapshots of a run after kimg 0, each once, as they appear, until the run is done.
+
+    Of those that are there the newest comes first; a new one, hence, before older ones that are still to come.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there is no such folder, it does not say when the run is done (see `run_is_done`), or the run is
+        done without a snapshot.
+    """
+    seen: set[Path] = set()
+    while True:
+        done, found = dist.on_rank0(_look, run_dir)
+        new = [subject for subject in _subjects(found, device) if subject.path not in seen]
+        if new:
+            seen.add(new[0].path)
+            yield new[0]
+        elif done:
+            break
+        else:
+            if on_wait is not None:
+                on_wait()
+            time.sleep(poll)
+    if not seen:
+        raise ValueError(f'The run in "{run_dir}" is over, and has left no network snapshot after kimg 0.')
+
+
+def run_is_done(run_dir: str | os.PathLike) -> bool:
+    """True if a training run will write no more snapshots.
+
+    That is: its `run-state.json` says that it is no longer running, or its last snapshot has the `total_kimg` of
+    its `training_options.json`. A run that was killed, so that it could say nothing, may be resumed: it is not done.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the folder has neither of the two files, or one that is damaged.
+    """
+    state, total = read_run_state(run_dir), _total_kimg(Path(run_dir) / _OPTIONS)
+    if state is None and total is None:
+        raise ValueError(
+            f'"{run_dir}" has neither {RUN_STATE} nor {_OPTIONS} with total_kimg, '
+            "so nothing says when the run is done; leave out --watch."
+        )
+    if state is not None and state["state"] != "running":
+        return True
+    return total is not None and any(kimg + 1 > total for kimg, _ in list_snapshots(run_dir))  # named by whole kimg
+
+
+def _look(run_dir: str | os.PathLike) -> tuple[bool, list[tuple[int, Path]]]:
+    """Whether the run is done, and its snapshots: in this order, so that the last one is not missed."""
+    if not Path(run_dir).is_dir():
+        raise NotADirectoryError(f'"{run_dir}" is not a folder.')
+    return run_is_done(run_dir), list_snapshots(run_dir)
+
+
+def _subjects(snapshots: list[tuple[int, Path]], device: torch.device | str) -> list[Subject]:
+    """Newest first, without kimg 0; of two files with one number the .safetensors."""
+    by_kimg = {kimg: path for kimg, path in snapshots if kimg > 0}
     return [
         Subject(path, kimg, None, lambda path=path: load_network(path, device))
-        for kimg, path in sorted(snapshots.items(), reverse=True)
+        for kimg, path in sorted(by_kimg.items(), reverse=True)
     ]
+
+
+def _total_kimg(path: Path) -> float | None:
+    """Duration of a run by its options, None where they are not there or do not say."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["total_kimg"])
+    except (FileNotFoundError, KeyError):
+        return None
+    except (ValueError, TypeError) as err:
+        raise ValueError(f'"{path}" is damaged: {err}.') from err
 
 
 def optimum_subject(path_or_url: str, device: torch.device | str, cond: bool = False) -> Subject:

@@ -1,24 +1,33 @@
 """The memorization trajectory of a run on disk: mem_traj.log, mem_traj.jsonl and knn-dist/."""
 
+import contextlib
 import datetime
 import hashlib
 import json
 import math
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
-from memorization.ratio import Measurement, wilson_interval
+from memorization.ratio import Measurement, make_measurement, wilson_interval
 
 # A record is one measurement of one snapshot. Two with equal settings are the same measurement done
 # twice; an earlier one still holds while the contents of snapshot and reference are the same too.
-SETTINGS = ("snapshot", "optimum", "seeds", "class", "sampler", "reference", "reference_size")
+SETTINGS = ("snapshot", "optimum", "seeds", "class", "sampler", "reference", "reference_size", "adaptive")
 CONTENTS = ("snapshot_sha256", "reference_sha256")
+
+# What decides the row of a seed, its distances to the nearest images: such rows can be used again.
+_ROWS = ("optimum", "class", "sampler", *CONTENTS)
+
+# What was found beyond R_mem: it is kept when the same contents are measured again.
+RESULTS = ("gap", "thresholds", "criteria", "classes", "groups")
 
 
 def make_settings(
@@ -26,10 +35,12 @@ def make_settings(
     seeds: Iterable[int],
     *,
     reference_path: str | os.PathLike,  # of the reference dataset
-    reference: np.ndarray,  # its images, uint8 [N, C, H, W]
+    reference_size: int,  # number of its images
+    reference_sha256: str,  # of `images_sha256`
     class_idx: int | None,
     sampler_kwargs: dict[str, Any],
     optimum: str | None = None,  # "unconditional" or "class-conditional" optimum; None: a trained network
+    adaptive: dict[str, Any] | None = None,  # settings of a sequential test; None: all seeds are measured
 ) -> dict[str, Any]:
     """The part of a record that is known before the measurement: `SETTINGS` and `CONTENTS`.
 
@@ -40,20 +51,26 @@ def make_settings(
     for key, value in sampler.items():
         if isinstance(value, float) and not math.isfinite(value):
             sampler[key] = str(value)
-    pixels = np.ascontiguousarray(reference)
-    reference_sha256 = hashlib.sha256(repr(pixels.shape).encode())
-    reference_sha256.update(pixels)
-    return {
+    settings = {
         "snapshot": Path(snapshot).name,
         "optimum": optimum,
         "seeds": format_int_list(seeds),
         "class": class_idx,
         "sampler": sampler,
         "reference": str(Path(reference_path).resolve()),
-        "reference_size": len(pixels),
+        "reference_size": reference_size,
         "snapshot_sha256": _sha256(snapshot),
-        "reference_sha256": reference_sha256.hexdigest(),
+        "reference_sha256": reference_sha256,
     }
+    return settings if adaptive is None else {**settings, "adaptive": adaptive}
+
+
+def images_sha256(images: np.ndarray) -> str:
+    """Digest of images [N, C, H, W] and their shape."""
+    pixels = np.ascontiguousarray(images)
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels)
+    return digest.hexdigest()
 
 
 def find_record(
@@ -64,12 +81,40 @@ def find_record(
     return found[-1] if found else None
 
 
+def make_record(measurement: Measurement, kimg: int | None, settings: dict[str, Any], **entries: Any) -> dict[str, Any]:
+    """The record of one measured snapshot.
+
+    Parameters
+    ----------
+    measurement : what was measured
+    kimg : thousands of training images seen; None: not trained
+    settings : of `make_settings`
+    entries : further ones, or others in place of the 95 % Wilson interval (ci_low, ci_high, confidence, interval)
+    """
+    n, successes = measurement.num_samples, measurement.num_memorized
+    low, high = wilson_interval(successes, n)
+    return {
+        "kimg": kimg,
+        "ratio": measurement.ratio,
+        "ci_low": low,
+        "ci_high": high,
+        "confidence": 0.95,
+        "interval": "wilson",
+        "num_memorized": successes,
+        "num_samples": n,
+        "mean_distance": measurement.mean_distance,
+        **settings,
+        **entries,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
 def write_measurement(
     log: str | os.PathLike,  # path of mem_traj.log
     measurement: Measurement,
     snapshot: str | os.PathLike,  # path of the snapshot, or of the dataset whose optimum was measured
-    kimg: int | None,  # None: not trained
-    settings: dict[str, Any],  # of `make_settings`
+    name: str,  # what its files are called: network-snapshot-KIMG, or optimum-NAME
+    record: dict[str, Any],  # of `make_record`
     *,
     images: str | os.PathLike | None = None,  # folder of the PNGs; None: none were kept
 ) -> dict[str, Any]:
@@ -78,54 +123,31 @@ def write_measurement(
     Beside the log lie `mem_traj.jsonl` (the log's name with another suffix) and `knn-dist/`. The log grows
     by the published two lines; where no PNGs were kept the second names the snapshot as well, for the
     images were compared as they were generated. In the jsonl a record with the same settings is replaced,
-    so that no measurement counts twice; its gap is kept where the contents are the same. An incomplete last
-    line is dropped. `knn-dist/network-snapshot-KIMG.npz` (or `optimum-NAME.npz`) holds `knn_distance` [n, 2],
-    `knn_index` [n, 2] and `seeds` [n] of the last measurement of that snapshot.
+    so that no measurement counts twice; its `RESULTS` are kept where the contents are the same. An incomplete
+    last line is dropped. `knn-dist/NAME.npz` holds `knn_distance` [n, 2], `knn_index` [n, 2] and `seeds` [n] of
+    the last measurement of that snapshot. Processes that write beside each other wait for each other.
     """
     log = Path(log)
-    n, successes = measurement.num_samples, measurement.num_memorized
-    low, high = wilson_interval(successes, n)
-    record = {
-        "kimg": kimg,
-        "ratio": measurement.ratio,
-        "ci_low": low,
-        "ci_high": high,
-        "confidence": 0.95,
-        "num_memorized": successes,
-        "num_samples": n,
-        "mean_distance": measurement.mean_distance,
-        **settings,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-    name = f"optimum-{Path(snapshot).stem}" if kimg is None else f"network-snapshot-{kimg:06d}"
-    with atomic_write(log.parent / "knn-dist" / f"{name}.npz") as file:
-        np.savez(
-            file,
-            knn_distance=measurement.knn_distance,
-            knn_index=measurement.knn_index,
-            seeds=measurement.seeds,
-        )
-
-    _put_record(log, record)
-    with open(log, "a", encoding="utf-8") as file:
-        file.write(
-            f'Generating images from "{snapshot}".\n'
-            f'Loading images from "{images if images is not None else snapshot}". '
-            f"The calculated KNN distance is {record['mean_distance']}. "
-            f"The calibrated KNN ratio is {record['ratio']}\n"
-        )
+    _write_rows(log.parent / "knn-dist" / f"{name}.npz", measurement, record)
+    with _lock(log):
+        record = _put_record(log, record)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(
+                f'Generating images from "{snapshot}".\n'
+                f'Loading images from "{images if images is not None else snapshot}". '
+                f"The calculated KNN distance is {record['mean_distance']}. "
+                f"The calibrated KNN ratio is {record['ratio']}\n"
+            )
     return record
 
 
-def write_gap(log: str | os.PathLike, record: dict[str, Any], gap: dict[str, Any]) -> dict[str, Any]:
-    """Write the gap of a measured snapshot (see `memorization.gap`) into its record, and return the record."""
-    record = {**record, "gap": gap}
-    _put_record(Path(log), record)
-    return record
+def update_record(log: str | os.PathLike, record: dict[str, Any], **results: Any) -> dict[str, Any]:
+    """Write further `RESULTS` of a measured snapshot into its record, and return the record."""
+    with _lock(Path(log)):
+        return _put_record(Path(log), {**record, **results})
 
 
-def _put_record(log: Path, record: dict[str, Any]) -> None:
+def _put_record(log: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write `record` in the place of the one with the same settings, or at the end."""
     jsonl = jsonl_path(log)
     records = read_trajectory(jsonl, report=lambda _: None) if jsonl.exists() else []
@@ -133,11 +155,89 @@ def _put_record(log: Path, record: dict[str, Any]) -> None:
     if previous is None:
         records.append(record)
     else:
-        if "gap" in previous and "gap" not in record and find_record([previous], record) is not None:
-            record["gap"] = previous["gap"]
+        if find_record([previous], record) is not None:
+            record = _with_results(record, previous)
         records[records.index(previous)] = record
     with atomic_write(jsonl, "w") as file:
         file.writelines(json.dumps(r, allow_nan=False) + "\n" for r in records)
+    return record
+
+
+def _with_results(record: dict[str, Any], previous: dict[str, Any]) -> dict[str, Any]:
+    """`record` with those results of `previous` that it has not."""
+    record = dict(record)
+    for key in RESULTS:
+        if key in previous and key not in record:
+            record[key] = previous[key]
+        elif key in previous and key in ("thresholds", "criteria"):
+            record[key] = {**previous[key], **record[key]}
+    return record
+
+
+def _lock(log: Path) -> contextlib.AbstractContextManager:
+    return file_lock(log.parent / f".{log.name}.lock")
+
+
+# ----------------------------------------------------------------------------
+# Rows on disk: the distances of every image, while a snapshot is measured and after.
+
+
+def rows_path(log: str | os.PathLike, name: str, settings: dict[str, Any]) -> Path:
+    """Where the rows of a measurement lie until it is complete; every measurement has a file of its own."""
+    digest = hashlib.sha256(_rows_key(settings).encode() + settings["seeds"].encode()).hexdigest()[:12]
+    return Path(log).parent / "knn-dist" / f".partial-{name}-{digest}.npz"
+
+
+def write_partial(log: str | os.PathLike, measurement: Measurement, name: str, settings: dict[str, Any]) -> None:
+    """Write the rows of a measurement that is under way, so that it can go on after an interruption."""
+    _write_rows(rows_path(log, name, settings), measurement, settings)
+
+
+def remove_partial(log: str | os.PathLike, name: str, settings: dict[str, Any]) -> None:
+    """Remove what `write_partial` wrote, if anything."""
+    rows_path(log, name, settings).unlink(missing_ok=True)
+
+
+def read_rows(
+    log: str | os.PathLike,
+    name: str,
+    settings: dict[str, Any],
+    seeds: Iterable[int],
+    columns: dict[str, int],  # wanted arrays beyond knn_distance and knn_index, and their numbers of columns
+) -> Measurement | None:
+    """The rows of `seeds` that are on disk, of this or another measurement of the same contents, or None.
+
+    Files that are damaged, of other contents or without the wanted columns count as absent.
+    """
+    best = None
+    for path in (rows_path(log, name, settings), Path(log).parent / "knn-dist" / f"{name}.npz"):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file["settings"]) != _rows_key(settings):
+                    continue
+                shapes = {"seeds": (), "knn_distance": (2,), "knn_index": (2,), **{k: (c,) for k, c in columns.items()}}
+                arrays = {key: file[key] for key in shapes}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue
+        if any(array.shape != (len(arrays["seeds"]), *shapes[key]) for key, array in arrays.items()):
+            continue
+        rows = make_measurement(arrays).select(seeds)
+        if best is None or rows.num_samples > best.num_samples:
+            best = rows
+    return best
+
+
+def _write_rows(path: Path, measurement: Measurement, settings: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        np.savez(file, **measurement.arrays(), settings=_rows_key(settings))
+
+
+def _rows_key(settings: dict[str, Any]) -> str:
+    return json.dumps({key: settings.get(key) for key in _ROWS}, sort_keys=True)
+
+
+# ----------------------------------------------------------------------------
+# Reading.
 
 
 def jsonl_path(log: str | os.PathLike) -> Path:

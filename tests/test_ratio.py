@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 import mem_ratio as cli
+import memorization.evaluation
 from memorization.knn import nearest_neighbors
 from memorization.ratio import measure_network, memorization_ratio, memorized, wilson_interval
-from memorization.trajectory import format_int_list, read_trajectory, write_measurement
+from memorization.trajectory import format_int_list, make_record, read_trajectory, write_measurement
 from training.dataset import ImageFolderDataset
 from training.generation import generate_images
 from training.networks import build_network
@@ -213,7 +214,7 @@ def test_records_are_replaced_not_repeated(tmp_path, digits):
     settings |= {"class": None, "snapshot_sha256": "1", "reference_sha256": "2"}
     log = tmp_path / "new" / "mem_traj.log"
     for change in ({}, {"seeds": "2-3"}, {"snapshot_sha256": "3"}):
-        write_measurement(log, result, "s", 100, {**settings, **change})
+        write_measurement(log, result, "s", "network-snapshot-000100", make_record(result, 100, {**settings, **change}))
     records = read_trajectory(log.with_suffix(".jsonl"))
     assert [(r["seeds"], r["snapshot_sha256"]) for r in records] == [("0-1", "3"), ("2-3", "1")]
     assert len(log.read_text().splitlines()) == 6
@@ -281,13 +282,13 @@ def test_interrupted_command_goes_on(make_run, small_zip, run_cli, monkeypatch):
     arguments = [f"--expdir={run}", f"--knn-ref={small_zip}", "--seeds=0-2", *FAST]
     measured = []
 
-    def stop_at_second(subject, *args, measure=cli.measure_snapshot, **kwargs):
+    def stop_at_second(evaluator, subject, *args, measure=memorization.evaluation.measure_snapshot, **kwargs):
         measured.append(subject.name)
         if len(measured) == 2:
             raise OSError("The disk is full.")
-        return measure(subject, *args, **kwargs)
+        return measure(evaluator, subject, *args, **kwargs)
 
-    monkeypatch.setattr(cli, "measure_snapshot", stop_at_second)
+    monkeypatch.setattr(memorization.evaluation, "measure_snapshot", stop_at_second)
     assert "The disk is full." in run_cli(cli.main, arguments, code=1).output
     with open(run / "mem_traj.jsonl", "a") as file:
         file.write('{"kimg": 1')

@@ -1,0 +1,177 @@
+"""What a record says beyond R_mem: other thresholds, other criteria, classes and groups; all of it from distances."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from memorization.criteria import Criterion, memorized, other_distance
+from memorization.feature_space import FeatureSpace
+from memorization.groups import group_table, label_groups
+from memorization.knn import Neighbors
+from memorization.ratio import Measurement, wilson_interval
+from memorization.trajectory import images_sha256
+from torch_utils import distributed as dist
+from training.dataset import ImageFolderDataset
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured on every snapshot."""
+
+    seeds: Sequence[int]
+    batch: int = 64  # images at a time and rank
+    class_idx: int | None = None
+    sampler_kwargs: dict[str, Any] = field(default_factory=dict)
+    thresholds: Sequence[float] = ()  # of d1/d2 in pixels, beside the published one
+    criteria: Sequence[Criterion] = ()  # in pixels, beside the published one
+    feature_criteria: Sequence[Criterion] = ()  # in features, where the reference has them
+    bar: float | None = None  # stop as soon as the ratio is above or below; None: measure all seeds
+    confidence: float = 0.95  # of that decision
+
+    @property
+    def adaptive(self) -> dict[str, float] | None:
+        """The entry `adaptive` of the records."""
+        return None if self.bar is None else {"bar": self.bar, "confidence": self.confidence}
+
+    @property
+    def pixel_columns(self) -> int:
+        """Nearest images to look for."""
+        return max([2, *(criterion.neighbours for criterion in self.criteria)])
+
+    @property
+    def feature_columns(self) -> int:
+        """Nearest images to look for in features."""
+        return max([2, *(criterion.neighbours for criterion in self.feature_criteria)])
+
+    def criterion_names(self) -> list[str]:
+        """Their keys in the entry `criteria` of the records."""
+        return [c.name for c in self.criteria] + [f"features:{c.name}" for c in self.feature_criteria]
+
+    def arrays(self) -> dict[str, int]:
+        """The arrays needed in `Measurement.more`, with their columns."""
+        columns = {"pixels": self.pixel_columns} if self.pixel_columns > 2 else {}
+        if self.feature_criteria:
+            columns["features"] = self.feature_columns
+        return {f"{space}_{what}": count for space, count in columns.items() for what in ("distance", "index")}
+
+
+class Reference:
+    """The training images to compare with, prepared once for all snapshots.
+
+    Parameters
+    ----------
+    path : dataset
+    images : uint8 [N, C, H, W]
+    device : where to search
+    labels : int64 [N] classes, or other labels, or None
+    groups : name of the group of each image, or None
+    features : of the same images, or None
+    """
+
+    def __init__(
+        self,
+        path: str,
+        images: np.ndarray,
+        device: torch.device | str,
+        *,
+        labels: np.ndarray | None = None,
+        groups: Sequence[str] | None = None,
+        features: FeatureSpace | None = None,
+    ):
+        self.path, self.images, self.features = path, images, features
+        self.sha256 = images_sha256(images)
+        self.pixels = Neighbors(images, device=device, shard=True)
+        tables = {"classes": label_groups(labels), "groups": groups}
+        self.tables = {name: groups for name, groups in tables.items() if groups is not None}
+
+
+def read_groups(path: str | os.PathLike) -> tuple[np.ndarray | None, list[str] | None]:
+    """Labels and groups of a dataset zip or folder or of a .npz, None where it has none.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the file cannot be read, or labels or groups are incomplete.
+    """
+    if not os.fspath(path).lower().endswith(".npz"):
+        data = ImageFolderDataset(path)
+        return data.file_labels(), data.groups()
+    with np.load(path, allow_pickle=False) as file:
+        return file.get("labels"), None
+
+
+def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[str, Any]:
+    """The entries `thresholds`, `criteria`, `classes` and `groups` of a record, as far as there are any.
+
+    A share is {ratio, num_memorized, num_samples, ci_low, ci_high} with a 95 % Wilson interval. `thresholds` has
+    one for each threshold of d1/d2, `criteria` one for each criterion beside its settings, under its name
+    ("calibrated") in pixels and as "features:calibrated" in features. `classes` and `groups` are tables of
+    `memorization.groups.group_table`, by the published criterion.
+
+    All ranks call this together, with the same rows.
+    """
+    results: dict[str, Any] = {}
+    if task.thresholds:
+        results["thresholds"] = {_key(t): _share(memorized(rows.knn_distance, t)) for t in task.thresholds}
+    if found := _criteria(task, reference):
+        results["criteria"] = {
+            name: settings | _share(_flags(criterion, rows, reference, in_features="features_sha256" in settings))
+            for name, criterion, settings in found
+        }
+    for name, groups in reference.tables.items():
+        results[name] = group_table(memorized(rows.knn_distance), rows.knn_index[:, 0], groups)
+    return results
+
+
+def lacks_results(record: dict[str, Any], task: Task, reference: Reference) -> bool:
+    """True if `find_results` has something to add to a record."""
+    if any(_key(t) not in record.get("thresholds", {}) for t in task.thresholds):
+        return True
+    for name, _, settings in _criteria(task, reference):
+        found = record.get("criteria", {}).get(name, {})
+        if any(found.get(key) != value for key, value in settings.items()):
+            return True
+    return any(name not in record for name in reference.tables)
+
+
+def _criteria(task: Task, reference: Reference) -> list[tuple[str, Criterion, dict[str, Any]]]:
+    """Name in the record, criterion and settings of what is asked for."""
+    found = [(criterion.name, criterion, criterion.settings()) for criterion in task.criteria]
+    if reference.features is not None:
+        for criterion in task.feature_criteria:
+            settings = criterion.settings() | {"features_sha256": reference.features.sha256}
+            found.append((f"features:{criterion.name}", criterion, settings))
+    return found
+
+
+def _flags(criterion: Criterion, rows: Measurement, reference: Reference, in_features: bool) -> np.ndarray:
+    """Which images are memorized, in pixels or in features."""
+    if in_features:
+        points, neighbors = reference.features.reference, reference.features.neighbors
+        distance, index = rows.more["features_distance"], rows.more["features_index"]
+    else:
+        points, neighbors = reference.images, reference.pixels
+        distance, index = rows.more.get("pixels_distance", rows.knn_distance), rows.knn_index
+    other = None
+    if criterion.needs_other:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        other = np.empty(len(distance))
+        for i, part in enumerate(dist.gather(other_distance(index[rank::world, 0], points, neighbors.query))):
+            other[i::world] = part
+    return criterion.flags(distance, other)
+
+
+def _share(flags: np.ndarray) -> dict[str, Any]:
+    """Fraction, counts and interval of flags [n], n >= 1, JSON-ready."""
+    n, successes = len(flags), int(flags.sum())
+    low, high = wilson_interval(successes, n)
+    return {"ratio": successes / n, "num_memorized": successes, "num_samples": n, "ci_low": low, "ci_high": high}
+
+
+def _key(threshold: float) -> str:
+    """The shortest text of a number: 0.25."""
+    return repr(float(threshold))

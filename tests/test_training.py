@@ -1,6 +1,7 @@
 """train.py: schedules, files, resuming, several processes, and what it refuses."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -368,6 +369,7 @@ def test_wrong_options(change, code, message, small_zip, run_dir, make_zip, tmp_
     args = [f"--outdir={tmp_path / 'out'}", f"--data={small_zip}", *TINY, *(replace.get(c, c) for c in change)]
     result = run_cli(train.main, args, code=code)
     assert message in result.stderr and len(result.stderr) < 600
+    assert not multiprocessing.active_children()
     assert not list((tmp_path / "out").glob("*"))
 
 

@@ -1,0 +1,103 @@
+"""The memorization ratio while a network is trained, and the end of a run that memorizes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from memorization.ratio import measure_network, memorized, wilson_interval
+from torch_utils import distributed as dist
+from training.observer import GRID_IMAGES, Observation, image_grid
+
+
+class MemorizationMonitor:
+    """Measures R_mem at each snapshot, as `mem_ratio.py` does by default: same seeds, same sampler.
+
+    Parameters
+    ----------
+    reference : training images, uint8 [N, C, H, W]; with mirrored training images, the originals only
+    num_samples : images to generate, with the seeds 0, 1, ...
+    batch : images at a time and rank
+    device : of the nearest-neighbour search
+    stop_at : end the run when R_mem (0..1) stays at or above this; None = never
+    patience : at how many snapshots in a row
+    grid : lay out generated images above their nearest training images, memorized ones framed
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to generate or to compare with, or the bounds are out of range.
+    """
+
+    def __init__(
+        self,
+        reference: np.ndarray,
+        num_samples: int,
+        *,
+        batch: int = 64,
+        device: torch.device | str | None = None,
+        stop_at: float | None = None,
+        patience: int = 2,
+        grid: bool = False,
+    ):
+        if num_samples < 1 or patience < 1:
+            raise ValueError(f"At least 1 sample and 1 snapshot are needed, not {num_samples} and {patience}.")
+        if len(reference) < 2:
+            raise ValueError(f"d1/d2 needs at least 2 training images; there is {len(reference)}.")
+        if stop_at is not None and not 0 < stop_at <= 1:
+            raise ValueError(f"The ratio at which a run ends must lie in (0, 1], not at {stop_at}.")
+        self.reference, self.num_samples, self.batch, self.device = reference, num_samples, batch, device
+        self.stop_at, self.patience, self.grid = stop_at, patience, grid
+        self.history: list[list[float]] = []  # [training images seen, ratio] of each snapshot
+
+    def __call__(self, net: torch.nn.Module, nimg: int, interrupted: Callable[[], bool]) -> Observation | None:
+        """Measure; see `training.observer.Observer`. The ranks share the images of each round."""
+        distance: list[np.ndarray] = []
+        cells = [np.empty((0, 2, *self.reference.shape[1:]), dtype=np.uint8)]
+        round_size = self.batch * dist.get_world_size()
+        for first in range(0, self.num_samples, round_size):
+            if interrupted():
+                return None
+            seeds = list(range(first, min(first + round_size, self.num_samples)))
+            keep = self.grid and first < GRID_IMAGES
+            measured = measure_network(
+                net, self.reference, seeds, batch=self.batch, device=self.device, keep_images=keep
+            )
+            distance.append(measured.knn_distance)
+            if keep:
+                cells.append(np.stack([measured.images, self.reference[measured.knn_index[:, 0]]], axis=1))
+        return self._observation(np.concatenate(distance), np.concatenate(cells)[:GRID_IMAGES], nimg)
+
+    def _observation(self, distance: np.ndarray, cells: np.ndarray, nimg: int) -> Observation:
+        flags = memorized(distance)
+        ratio = float(flags.mean())
+        low, high = wilson_interval(int(flags.sum()), len(flags))
+        values = dict(
+            ratio=ratio, ci_low=low, ci_high=high, num_samples=len(flags), mean_distance=float(distance[:, 0].mean())
+        )
+        self.history.append([nimg, ratio])
+        return Observation(
+            values={f"Memorization/{name}": value for name, value in values.items()},
+            status=f"mem {100 * ratio:.1f} %",
+            stop=stop_reason(self.history, self.stop_at, self.patience),
+            images={"Samples/generated_above_nearest": image_grid(cells, flags)} if len(cells) else {},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [list(entry) for entry in self.history]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = [list(entry) for entry in state.get("history", [])]
+
+
+def stop_reason(history: Sequence[Sequence[float]], stop_at: float | None, patience: int) -> str | None:
+    """Why a run ends whose snapshots had these [training images, ratio], or None if it goes on.
+
+    It ends when the last `patience` ratios are all at or above `stop_at`.
+    """
+    last = [ratio for _, ratio in history][-patience:]
+    if stop_at is None or len(last) < patience or min(last) < stop_at:
+        return None
+    times = "1 snapshot" if patience == 1 else f"{patience} snapshots in a row"
+    return f"the memorization ratio was at or above {stop_at:g} at {times}"

@@ -1,0 +1,443 @@
+"""A study as one self-contained HTML page: EMM, curves, runs, pictures, options, versions, and how to repeat it."""
+
+import json
+import math
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import atomic_write, format_time
+from dnnlib.versions import versions
+from memorization.commands import FEATURES, measure_command, train_command
+from memorization.curve_plots import curve_figure, trajectory_figure
+from memorization.curves import Line, curve_lines, trajectories
+from memorization.emm import Emm, differing_options
+from memorization.page import Html, figure, image, join, page, section, table, tag
+from memorization.study import StudyFolder, StudyRun, common, differing, find_pictures, find_plans, flatten
+
+CHARTS = 60  # runs of which the training is drawn
+_NOT_A_FACTOR = {"dataset_kwargs.path", "dataset_kwargs.max_size", "seed", "total_nimg", "resume"}
+
+
+def write_report(
+    study: StudyFolder,  # of `memorization.study.read_study`, with at least one run
+    out: str | os.PathLike,  # the page
+    *,
+    by: str | None = None,  # option that gives each of its values a curve, as of `curve_lines`
+    level: float = 0.9,  # ratio that defines EMM, 1 - epsilon
+    title: str | None = None,
+    command: Sequence[str] = (),  # what made the page; shown
+) -> None:
+    """Write the page. It needs no other file and no network, and appears complete or not at all.
+
+    Raises
+    ------
+    ValueError
+        If nothing is measured, `by` is no option of the runs, or the level is out of range.
+    """
+    if not study.runs:
+        raise ValueError(f'No measured run in "{study.root}"; train with train.py and measure with mem_ratio.py.')
+    lines, notes = curve_lines([run.point for run in study.runs], by, level=level)
+    name = study.root.absolute().name
+    content = page(
+        title or f"Memorization study: {name}",
+        _headline(study, lines, by),
+        _curves(study, lines, by, notes),
+        _plans(study),
+        _runs(study),
+        _left_out(study),
+        _training(study, level),
+        _pictures(study),
+        _options(study),
+        _versions(study),
+        _commands(study, f"{name}-again", command),
+    )
+    with atomic_write(out, "w") as file:
+        file.write(content)
+
+
+# ----------------------------------------------------------------------------
+# What came out.
+
+
+def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> Html:
+    runs = study.runs
+    sizes = sorted({run.point.size for run in runs})
+    images = sum(s.num_samples for run in runs for s in run.point.snapshots)
+    kinds = sorted({f"{run.options.get('arch', '?')} with {run.options.get('precond', '?')}" for run in runs})
+    span = f"|D| = {sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
+    what = (
+        f"{_count(len(runs), 'training run')} ({', '.join(kinds)}) on {_count(len(sizes), 'training-set size')}, {span}"
+    )
+    if by is not None:
+        what += f"; compared: {by} = {', '.join(line.name for line in lines)}"
+    facts = []
+    for line in lines:
+        label = f"EMM ({100 * line.emm.level:g} %)" + (f", {by} = {line.name}" if by is not None else "")
+        interval = f"{100 * line.confidence:g} % interval {line.emm_interval}"
+        facts.append((line.emm.place, join(label, tag("br"), interval)))
+    facts += [(len(runs), "measured runs"), (f"{sizes[0]:,} – {sizes[-1]:,}", "training images |D|")]
+    facts += [(f"{images:,}", "generated images compared")]
+    return join(
+        tag("p", what + "."),
+        tag("ul", *(tag("li", tag("b", value), tag("span", label)) for value, label in facts), class_="facts"),
+        tag(
+            "p",
+            "A generated image is memorized when its l2 distance to the nearest training image is less than 1/3 of "
+            "that to the second nearest; R_mem is the fraction of memorized images, of each run the highest over its "
+            "snapshots. EMM is the largest |D| at which R_mem is still at the level.",
+            class_="soft",
+        ),
+    )
+
+
+def _curves(study: StudyFolder, lines: Sequence[Line], by: str | None, notes: Sequence[str]) -> Html:
+    points = [run.point for run in study.runs]
+    level = lines[0].emm.level
+    values = ", ".join(f"{line.name or 'all runs'}: {line.emm} {line.emm_interval}" for line in lines)
+    figures = [
+        figure(
+            _drawn(curve_figure, lines, f"Memorization ratio over |D|. {values}", by=by),
+            "R_mem over |D|, with 95 % intervals; the dashed line is the level of EMM.",
+        )
+    ]
+    try:
+        paths, more = trajectories(points, by)
+    except ValueError:  # runs without epochs in common have no mean
+        paths, more = trajectories(points, by, per_run=True)
+    alt = f"Memorization ratio over epochs: {'; '.join(path.name for path in paths)}"
+    caption = "R_mem over the training; band: 95 % interval of one run, lowest to highest of several."
+    figures.append(figure(_drawn(trajectory_figure, paths, alt, level=level), caption))
+
+    if any(point.adaptive for point in points):
+        more.append("some ratios are of adaptive measurements, which stop early: sure on the side of their bar only")
+    warnings = [f"Note: {note}." for note in dict.fromkeys([*notes, *more])]
+    for line in lines:
+        if line.differing:
+            which = f" of {by} = {line.name}" if by is not None else ""
+            warnings.append(f"Note: the runs{which} differ in more than |D| and seed: {', '.join(line.differing)}.")
+    head = ["line", "|D|", "runs", "epochs", "R_mem %", "95 % interval", "images"]
+    rows = [
+        [
+            line.name or "all",
+            p.size,
+            p.runs,
+            f"{p.epochs:,.0f}",
+            _percent(p.ratio),
+            _interval(p.interval),
+            p.num_samples,
+        ]
+        for line in lines
+        for p in line.points
+    ]
+    return section(
+        "curves",
+        "Memorization over the size of the training set, and over the training",
+        *(tag("p", warning) for warning in warnings),
+        tag("div", *figures, class_="figures"),
+        tag("details", tag("summary", "The points as a table"), table(head, rows, numeric=range(1, 7))),
+    )
+
+
+def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any) -> Html:
+    """What a function of `memorization.curve_plots` draws, as part of the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.svg"
+        draw(what, path, **how)
+        return image(path.read_bytes(), "image/svg+xml", alt)
+
+
+def only_factor(study: StudyFolder) -> str | None:
+    """The option in which the runs differ beside |D| and seed, by its shortest name, if it is one; else None."""
+    names = differing_options([run.point for run in study.runs])
+    if len(names) != 1:
+        return None
+    options = [run.options for run in study.runs]
+    values = [flatten(each).get(names[0]) for each in options]
+    return next((key for key, same in differing(options).items() if same == values), None)
+
+
+# ----------------------------------------------------------------------------
+# How it came about.
+
+
+def _plans(study: StudyFolder) -> Html | None:
+    plans, left_out = find_plans(study.root, [run.point.run for run in study.runs])
+    if not plans and not left_out:
+        return None
+    parts = [_plan(name, plan) for name, plan in plans.items()]
+    parts += [tag("p", f"{name} is left out: {reason}.") for name, reason in left_out.items()]
+    return section("search", "Search", *parts)
+
+
+def _plan(name: str, plan: dict[str, Any]) -> Html:
+    """The decisions of a search, in their order, and what it found."""
+    rows = []
+    for i, decision in enumerate(d for d in plan["decisions"] if isinstance(d, dict)):
+        ratio, bracket, runs = (decision.get(key) for key in ("ratio", "bracket", "runs"))
+        runs = [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
+        rows.append(
+            [
+                i + 1,
+                _show(decision.get("size")),
+                _show(decision.get("why")),
+                _percent(ratio) if isinstance(ratio, int | float) else "–",
+                "at or above" if decision.get("above") else "below",
+                "yes" if decision.get("certain") else "no, by the estimate alone",
+                ", ".join(_show(run.get("images")) for run in runs),
+                _between(*(bracket if isinstance(bracket, list) and len(bracket) == 2 else (None, None))),
+            ]
+        )
+    head = ["", "|D|", "why this size", "R_mem %", "the level", "certain", "images", "then EMM is"]
+    words = []
+    if dropped := plan.get("dropped"):
+        words.append(f"Begun and given up, since other decisions made them needless: |D| = {_show(dropped)}.")
+    result = plan.get("result")
+    words.append("The search has not ended." if result is None else f"Found: {_found(result)}.")
+    settings = plan.get("settings") if isinstance(plan.get("settings"), dict) else {}
+    known = [(tag("code", key), tag("code", _show(value))) for key, value in settings.items()]
+    return join(
+        table(head, rows, numeric=(0, 1, 3), caption=name),
+        *(tag("p", text) for text in words),
+        tag("details", tag("summary", f"Settings of {name}"), table(["setting", "value"], known)),
+    )
+
+
+def _between(low: Any, high: Any) -> str:
+    """The bracket of a search in words."""
+    if low is None or high is None:
+        return "unknown" if low is high else f"below {_show(high)}" if low is None else f"at least {_show(low)}"
+    return f"between {_show(low)} and {_show(high)}"
+
+
+def _found(result: Any) -> str:
+    """The result of a search in words."""
+    try:
+        emm = Emm(float(result["emm"]), str(result["verdict"]), float(result["level"]))
+        text = f"{emm}, {_between(*result['bracket'])}" if emm.verdict == "at" else str(emm)
+        sure = "each end of the bracket is certain" if result["certain"] else "not all ends of the bracket are certain"
+        return f"{text}; {sure}; {float(result['trained_kimg']):,.1f} thousand images trained on"
+    except (KeyError, TypeError, ValueError):
+        return _show(result)
+
+
+def _runs(study: StudyFolder) -> Html:
+    factors = {k: v for k, v in differing([run.options for run in study.runs]).items() if k not in _NOT_A_FACTOR}
+    factors = dict(list(factors.items())[:4])  # the others are in the table of options
+    head = ["run", "|D|", *factors, "seed", "epochs", "R_mem %", "95 % interval", "images", "at epoch", "trained", "on"]
+    rows = []
+    for i, run in enumerate(study.runs):
+        p = run.point
+        best = 1000 * p.kimg / p.size
+        processes = run.options.get("num_processes", 1)
+        where = (run.device or "unknown") + (f" × {processes}" if processes != 1 else "")
+        rows.append(
+            [
+                join(tag("code", run.name), f" ({run.state})" if run.state not in (None, "complete") else None),
+                p.size,
+                *(_show(values[i]) for values in factors.values()),
+                _show(run.options.get("seed")),
+                (f"{p.epochs:,.0f}", p.epochs),
+                (_percent(p.ratio), p.ratio),
+                (_interval(p.interval), p.interval[0]),
+                (f"{p.num_samples:,}" + (" (adaptive)" if p.adaptive else ""), p.num_samples),
+                (f"{best:,.0f}", best),
+                (format_time(run.seconds), run.seconds) if run.seconds is not None else ("unknown", ""),
+                where,
+            ]
+        )
+    return section(
+        "runs",
+        "Runs",
+        tag("p", "Highest ratio over the snapshots of each run. A click on a column's name sorts.", class_="soft"),
+        table(head, rows, numeric={1, *range(len(factors) + 2, len(head) - 1)}, sortable=True),
+    )
+
+
+def _left_out(study: StudyFolder) -> Html | None:
+    if not study.left_out:
+        return None
+    rows = [(tag("code", name), reason) for name, reason in study.left_out.items()]
+    return section("left-out", "Left out", table(["folder", "why"], rows))
+
+
+# ----------------------------------------------------------------------------
+# Over training.
+
+
+def _training(study: StudyFolder, level: float) -> Html:
+    drawn = study.runs[:CHARTS]
+    note = f" The first {CHARTS} of {len(study.runs)} runs are drawn." if len(drawn) < len(study.runs) else ""
+    legend = tag(
+        "p",
+        tag("b", "Ratio", class_="key-ratio"),
+        " in % with its 95 % interval, dashed the level of EMM, and ",
+        tag("b", "training loss", class_="key-loss"),
+        f" (log scale), over epochs.{note}",
+    )
+    charts = [figure(_chart(run, level), f"{run.name}: |D| = {run.point.size:,}") for run in drawn]
+    return section("training", "Training of each run", legend, tag("div", *charts, class_="small"))
+
+
+def _chart(run: StudyRun, level: float) -> Html:
+    """Ratio above loss, both over epochs, as inline SVG in the page's colours."""
+    left, right, top, middle, low, bottom = 34, 252, 8, 78, 92, 134  # of the two panels, in units of the drawing
+    ratios = [(1000 * s.kimg / run.point.size, s.ratio, *s.interval) for s in run.point.snapshots]
+    losses = [(x, loss) for x, loss in run.losses if loss > 0]
+    end = max([run.point.epochs, *(r[0] for r in ratios), *(x for x, _ in losses)])
+    x = _scale(0, end, left, right)
+    y = _scale(0, 1, middle, top)
+
+    shapes = [tag("path", d=f"M{left} {top}V{middle}H{right}M{left} {low}V{bottom}H{right}", class_="axis")]
+    shapes.append(tag("path", d=f"M{left} {y(level)}H{right}", class_="level"))
+    shapes += [tag("path", d=f"M{x(e)} {y(below)}V{y(above)}", class_="ratio") for e, _, below, above in ratios]
+    shapes.append(tag("path", d=_path([(x(e), y(r)) for e, r, *_ in ratios]), class_="ratio"))
+    for e, ratio, *interval in ratios:
+        words = f"epoch {e:,.0f}: {_percent(ratio)} % {_interval(interval)}"
+        shapes.append(tag("circle", tag("title", words), cx=x(e), cy=y(ratio), r=2.4, class_="dot"))
+    texts = [(left - 4, top + 6, "100", "end"), (left - 4, middle, "0", "end")]
+    if losses:
+        least, most = min(loss for _, loss in losses), max(loss for _, loss in losses)
+        z = _scale(math.log(least), math.log(most), bottom - 2, low + 2)
+        shapes.append(tag("path", d=_path([(x(e), z(math.log(loss))) for e, loss in losses]), class_="loss"))
+        texts += [(left - 4, low + 6, f"{most:.2g}", "end"), (left - 4, bottom, f"{least:.2g}", "end")]
+    else:
+        texts.append(((left + right) / 2, (low + bottom) / 2, "no loss recorded", "middle"))
+    texts += [(left, bottom + 13, "0", "middle"), (right, bottom + 13, f"{end:,.0f} epochs", "end")]
+    shapes += [tag("text", text, x=x0, y=y0, text_anchor=anchor) for x0, y0, text, anchor in texts]
+    words = f"Memorization ratio and training loss of {run.name} over {end:,.0f} epochs"
+    return tag("svg", *shapes, viewBox="0 0 260 150", role="img", aria_label=words)
+
+
+def _scale(start: float, end: float, first: float, last: float) -> Callable[[float], float]:
+    """Linear map of start..end to first..last, to a tenth of a unit."""
+    factor = (last - first) / ((end - start) or 1)
+    return lambda value: round(first + (value - start) * factor, 1)
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(points))
+
+
+def _pictures(study: StudyFolder) -> Html | None:
+    folders = [run.point.run for run in study.runs]
+    pictures, left_out = find_pictures(study.root, folders)
+    if not pictures and not left_out:
+        return None
+    shown = [figure(image(data, "image/png", f"Picture {name}"), tag("code", name)) for name, data in pictures.items()]
+    missing = None
+    if left_out:
+        rows = [(tag("code", name), reason) for name, reason in left_out.items()]
+        head = f"{_count(len(left_out), 'picture')} left out"
+        missing = tag("details", tag("summary", head), table(["file", "why"], rows))
+    return section("pictures", "Pictures", tag("div", *shown, class_="stack"), missing)
+
+
+# ----------------------------------------------------------------------------
+# With what.
+
+
+def _options(study: StudyFolder) -> Html:
+    options = [run.options for run in study.runs]
+    differ = differing(options)
+    rows = [
+        [tag("code", run.name), *(_show(values[i]) for values in differ.values())] for i, run in enumerate(study.runs)
+    ]
+    same = [(tag("code", key), tag("code", _show(value))) for key, value in common(options).items()]
+    if len(options) == 1:
+        varied = tag("p", "There is only one run.")
+    elif not differ:
+        varied = tag("p", "All runs have the same options.")
+    else:
+        varied = table(["run", *differ], rows, sortable=True)
+    summary = f"{_count(len(same), 'option')} that all runs have in common"
+    return section(
+        "options",
+        "Options that differ",
+        varied,
+        tag("details", tag("summary", summary), table(["option", "value"], same)),
+    )
+
+
+def _versions(study: StudyFolder) -> Html:
+    here = versions()
+    groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for run in study.runs:
+        recorded = run.options.get("versions")
+        recorded = recorded if isinstance(recorded, dict) else {}
+        groups.setdefault(json.dumps(recorded, sort_keys=True), (recorded, []))[1].append(run.name)
+    columns = [(found, _count(len(names), "run")) for found, names in groups.values() if found]
+    unknown = sum(len(names) for found, names in groups.values() if not found)
+    keys = dict.fromkeys([*here, *(key for found, _ in columns for key in found)])
+    rows = [[key, here.get(key, ""), *(_show(found.get(key, "")) for found, _ in columns)] for key in keys]
+    note = tag("p", f"{_count(unknown, 'run')} recorded no versions.", class_="soft") if unknown else None
+    return section("versions", "Versions", table(["", "this page", *(head for _, head in columns)], rows), note)
+
+
+def _commands(study: StudyFolder, again: str, command: Sequence[str]) -> Html:
+    """The commands that repeat each run below the new folder `again`, and those that compare the runs."""
+    parts = []
+    for run in study.runs:
+        target = Path(again) / run.name
+        try:
+            train, unknown = train_command(run.options, target, (run.device or "").split(":")[0] or None)
+            lines, notes = [_shell(train)], []
+            if unknown:
+                notes.append(f"Recorded, but without an option of train.py: {', '.join(unknown)}.")
+            if run.options.get("resume") is not None:
+                notes.append("This run went on from a training state; without --resume it starts at the beginning.")
+            for record in run.measurements:
+                lines.append(_shell(measure_command(record, target)))
+                if any(name.startswith(FEATURES) for name in record.get("criteria") or {}):
+                    notes.append("Measured in features, too: add --features with the TorchScript file.")
+            content = [tag("p", note) for note in notes] + [tag("pre", "\n".join(lines))]
+        except ValueError as err:
+            content = [tag("p", f"No command: {err}")]
+        parts.append(tag("details", tag("summary", tag("code", run.name)), *content))
+    return section(
+        "commands",
+        "How to repeat it",
+        tag("p", f"This page, from the runs in {study.root}:") if command else None,
+        tag("pre", _shell(command)) if command else None,
+        tag("p", "Each run, in a new folder, from datasets at the recorded places:"),
+        *parts,
+        tag("p", f"Made {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.", class_="soft"),
+    )
+
+
+def _shell(words: Sequence[str], width: int = 100) -> str:
+    """A command line as it is typed, in several lines where it is long."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
+
+
+# ----------------------------------------------------------------------------
+# Words and numbers.
+
+
+def _show(value: Any) -> str:
+    """An option as text: as JSON, but without quotes around text, and a dash where there is none."""
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.2f}"
+
+
+def _interval(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"

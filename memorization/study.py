@@ -1,0 +1,224 @@
+"""What a folder of runs holds: the measured runs with their training, the others, the pictures, plans of searches."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from memorization.emm import LOG, RunPoint, find_runs, run_point
+from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
+from training.run_state import read_run_state
+
+# Consequences of other options and of |D|; they say nothing of their own about how runs differ.
+_CONSEQUENCES = {"total_kimg", "ema_halflife_nimg", "lr_rampup_nimg"}
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A measured run: its place on the curve, its training, and where it ran."""
+
+    name: str  # of the folder, below the study
+    point: RunPoint
+    losses: list[tuple[float, float]]  # (epoch, mean loss since the entry before)
+    seconds: float | None  # of training, over all sessions; None: not recorded
+    device: str | None  # cpu, cuda:0; None: not recorded
+    state: str | None  # running, complete, stopped, failed; None: not recorded
+    measurements: list[dict[str, Any]]  # a record of mem_traj.jsonl for each way in which snapshots were measured
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.point.options
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Measured runs by |D|, then name; other folders that look like runs, each with the reason why not."""
+
+    root: Path
+    runs: list[StudyRun]
+    left_out: dict[str, str]
+
+
+def read_study(root: str | os.PathLike) -> StudyFolder:
+    """Read all runs at and below a folder. One that cannot be read is left out, and the others stand.
+
+    Raises
+    ------
+    OSError
+        If `root` is not a folder.
+    """
+    root = Path(root)
+    found, missing = find_runs([root])
+    left_out = {_name(folder, root): reason for folder, reason in missing.items()}
+    runs = []
+    for folder in found:
+        try:
+            runs.append(_read_run(folder, root))
+        except (ValueError, OSError) as err:
+            left_out[_name(folder, root)] = str(err)
+    runs.sort(key=lambda run: (run.point.size, run.name))
+    return StudyFolder(root, runs, dict(sorted(left_out.items())))
+
+
+def differing(options: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Options in which runs differ: name ("a.b" for key b of a) -> value of each run, None where it has none.
+
+    Of names that always have equal values only the shortest is kept.
+    """
+    flat = [_settings(each) for each in options]
+    columns: dict[str, tuple[str, list[Any]]] = {}
+    for key in sorted({key for each in flat for key in each} - _CONSEQUENCES, key=lambda key: (len(key), key)):
+        values = [each.get(key) for each in flat]
+        texts = [json.dumps(value, sort_keys=True) for value in values]
+        if len(set(texts)) > 1:
+            columns.setdefault("\n".join(texts), (key, values))
+    return dict(sorted(columns.values(), key=lambda column: column[0]))
+
+
+def common(options: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Options that all runs have, with equal values; names as in `differing`."""
+    flat = [_settings(each) for each in options]
+    shared = {key for key in flat[0] if all(key in each and each[key] == flat[0][key] for each in flat)}
+    return {key: flat[0][key] for key in sorted(shared)}
+
+
+def find_pictures(
+    root: str | os.PathLike,
+    runs: Iterable[str | os.PathLike],
+    *,
+    each: int = 4 << 20,  # largest file, in bytes
+    total: int = 24 << 20,  # of all files, in bytes
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """PNG files in a study's folder, its runs' folders, and those between; single samples (000007.png) do not count.
+
+    Returns
+    -------
+    pictures : path below `root` -> content of the file, by path.
+    left_out : path -> reason: too large, beyond the total, or damaged.
+    """
+    root = Path(root)
+    pictures: dict[str, bytes] = {}
+    left_out: dict[str, str] = {}
+    room = total
+    for path in sorted(p for folder in _folders(root, runs) for p in folder.glob("*.png") if not p.stem.isdigit()):
+        name = _name(path, root)
+        try:
+            size = path.stat().st_size
+            if size > min(each, room):
+                limit = f"larger than {each >> 20} MiB" if size > each else f"beyond {total >> 20} MiB in all"
+                raise ValueError(limit)
+            with PIL.Image.open(path, formats=["PNG"]) as image:
+                image.verify()
+            pictures[name] = path.read_bytes()
+            room -= size
+        except (ValueError, OSError, SyntaxError, PIL.Image.DecompressionBombError) as err:
+            left_out[name] = str(err) if type(err) is ValueError else "not a readable PNG file"
+    return pictures, left_out
+
+
+def find_plans(root: str | os.PathLike, runs: Iterable[str | os.PathLike]) -> tuple[dict[str, dict], dict[str, str]]:
+    """Plans of searches (`plan.json`) in the folders of `find_pictures`.
+
+    Returns
+    -------
+    plans : path below `root` -> content of the file.
+    left_out : path -> reason.
+    """
+    plans: dict[str, dict] = {}
+    left_out: dict[str, str] = {}
+    for folder in sorted(_folders(Path(root), runs)):
+        path = folder / "plan.json"
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or not isinstance(content.get("decisions"), list):
+                raise ValueError
+            plans[_name(path, Path(root))] = content
+        except (ValueError, OSError):
+            left_out[_name(path, Path(root))] = "not a plan of emm.py search"
+    return plans, left_out
+
+
+def _folders(root: Path, runs: Iterable[str | os.PathLike]) -> set[Path]:
+    """The study's folder, its runs' folders, and those between."""
+    above = (folder for run in runs for folder in [Path(run), *Path(run).parents])
+    return {root} | {folder for folder in above if folder.is_relative_to(root)}
+
+
+def _read_run(folder: Path, root: Path) -> StudyRun:
+    point = run_point(folder)
+    if not all(math.isfinite(value) for value in (point.epochs, *(s.kimg for s in point.snapshots))):
+        raise ValueError(f'"{folder}" holds durations that are no numbers.')
+    for snapshot in point.snapshots:
+        _ = snapshot.interval  # refuses counts that are no ratio
+    entries = _read_stats(folder / "stats.jsonl")
+    losses = {entry["Progress/kimg"]: entry["Loss/loss"] for entry in entries if "Loss/loss" in entry}
+    seconds, last = 0.0, 0.0
+    for now in [entry.get("Timing/total_sec", last) for entry in entries]:
+        seconds += now - last if now >= last else now  # a resumed run counts from its own start
+        last = now
+    log = folder / "log.txt"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    devices = dict.fromkeys(re.findall(r"^Network has [\d,]+ parameters on ([\w:]+)\.$", text, flags=re.MULTILINE))
+    try:
+        state = read_run_state(folder)
+    except (ValueError, OSError):
+        state = None
+    return StudyRun(
+        name=_name(folder, root),
+        point=point,
+        losses=[(1000 * kimg / point.size, loss) for kimg, loss in sorted(losses.items())],
+        seconds=seconds if entries else None,
+        device=", ".join(devices) or None,
+        state=state["state"] if state is not None else None,
+        measurements=_measurements(folder),
+    )
+
+
+def _measurements(folder: Path) -> list[dict[str, Any]]:
+    """The last record of each way in which the snapshots of a run were measured."""
+    ways = {}
+    for record in read_trajectory(jsonl_path(folder / LOG), report=lambda _: None):
+        if not record.get("optimum"):
+            ways[json.dumps([record.get(key) for key in SETTINGS if key != "snapshot"])] = record
+    return list(ways.values())
+
+
+def _read_stats(path: Path) -> list[dict[str, float]]:
+    """Name -> finite mean, per tick. Lines that are incomplete, for a run may be going on, are left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            content = json.loads(line).items()
+            means = {name: float(value["mean"]) for name, value in content if isinstance(value, dict)}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        if "Progress/kimg" in means:
+            entries.append(means)
+    return entries
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Flat options without the versions, which are no settings."""
+    return flatten({key: value for key, value in options.items() if key != "versions"})
+
+
+def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _name(path: Path, root: Path) -> str:
+    """Path below `root`; the folder's own name for `root` itself."""
+    return path.relative_to(root).as_posix() if path != root else path.absolute().name

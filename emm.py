@@ -1,18 +1,41 @@
 """What varies with |D|: the memorization ratio of runs and EMM; the noise level at which the optimum collapses."""
 
-import csv
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+from tqdm import tqdm
 
-from dnnlib.cli import report_errors
-from dnnlib.util import atomic_write
+from dnnlib import EasyDict
+from dnnlib.cli import Float, report_errors
+from dnnlib.locks import file_lock
+from dnnlib.util import check_folder
 from memorization.collapse import posterior_curves
-from memorization.emm import CurvePoint, curve_points, differing_options, emm_estimate, find_runs, run_point
-from memorization.plots import check_format, collapse_curve, emm_curve
+from memorization.curve_files import write_curve_csv, write_curve_json, write_trajectory_csv
+from memorization.curve_plots import curve_figure, trajectory_figure
+from memorization.curves import REPLICATES, Line, curve_lines, trajectories
+from memorization.emm import RunPoint, find_runs, run_point
+from memorization.executors import Executor, LocalExecutor, SubmititExecutor
+from memorization.plots import check_format, collapse_curve
+from memorization.report import only_factor, write_report
+from memorization.search import LOCK, PLAN, Plan, Range, Search, Study, choose_subset, describe_result
+from memorization.search_job import EXIT_STOPPED
+from memorization.study import read_study
+from memorization.trajectory import format_int_list
+from training.options import device_option, seeds_option
 
-COLUMNS = ("size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs")
+_runs_argument = click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
+_by_option = click.option(
+    "--by", help="One line per value of this key of the options, or of the dataset  [default: one line]", metavar="KEY"
+)
+_level_option = click.option(
+    "--level", help="Ratio that defines EMM, 1 - epsilon", metavar="FLOAT", type=float, default=0.9, show_default=True
+)
+_FRACTION = Float(min=0, max=1, min_open=True, max_open=True)
+_title_option = click.option("--title", help="Title of the figure", metavar="TEXT")
 
 
 @click.group(context_settings=dict(max_content_width=120))
@@ -21,43 +44,103 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
-@click.option("--out", help="Figure; the CSV lies beside it", metavar="FILE", default="curve.png", show_default=True)
+@_runs_argument
+@_by_option
 @click.option(
-    "--level", help="Ratio that defines EMM, 1 - epsilon", metavar="FLOAT", type=float, default=0.9, show_default=True
+    "--out", help="Figure; CSV and JSON lie beside it", metavar="FILE", default="curve.png", show_default=True
 )
-@click.option("--title", help="Title of the figure", metavar="TEXT")
+@_level_option
+@_title_option
 @report_errors
-def curve(runs: tuple[str, ...], out: str, level: float, title: str | None) -> None:
+def curve(runs: tuple[str, ...], by: str | None, out: str, level: float, title: str | None) -> None:
     """Draw R_mem over |D| of all measured runs at or below the given folders, and estimate EMM.
 
-    A run counts with the highest ratio over its snapshots; runs of one size are pooled. EMM is the
-    largest |D| at which the ratio is still --level, interpolated in log |D|.
+    A run counts with the highest ratio over its snapshots; runs of one size, which should differ in the seed
+    alone, are averaged. EMM is the largest |D| at which the ratio is still --level, interpolated in log |D|;
+    its 95 % interval is a bootstrap over generated images and, where there are several, over seeds. "below" and
+    "at least" say that the sizes do not reach far enough.
 
-    Example:
+    KEY is any key of training_options.json (arch, num_channels, cond, optimizer_kwargs.weight_decay or just
+    weight_decay, ...), of the dataset (num_classes, channels, keys of its dataset.json, dataset: its name), or
+    folder: the folder that the run folder lies in.
+
+    Examples:
 
     \b
     # Draw the curve of all runs in a folder
     python emm.py curve training-runs --out=figures/basic.png
-    """
+
+    \b
+    # A line for each width of the network
+    python emm.py curve training-runs --by=num_channels --out=figures/width.png
+    """  # noqa: D301
     check_format(out)
-    found, left_out = find_runs(runs)
-    for folder, reason in left_out.items():
-        click.echo(f"Left out: {folder} ({reason}).", err=True)
-    if not found:
-        raise click.ClickException("No measured run found; train with train.py and measure with mem_ratio.py.")
+    measured, left_out = read_runs(runs)
+    lines, notes = curve_lines(measured, by, level=level)
+    for line in lines:
+        warn_about(line.differing, line.name and f"{by} = {line.name}")
+    if any(run.adaptive for run in measured):
+        notes.append("some ratios are of adaptive measurements, which stop early: sure on the side of their bar only")
+    for note in notes:
+        click.echo(f"Note: {note}.", err=True)
 
-    measured = [run_point(run) for run in found]
-    points = curve_points(measured)
-    emm = emm_estimate([p.size for p in points], [p.ratio for p in points], level)
-    if names := differing_options(measured):
-        click.echo(f"Note: these runs differ in more than |D| and seed: {', '.join(names)}.", err=True)
+    print_curves(lines, by)
+    table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
+    curve_figure(lines, out, by=by, title=title)
+    write_curve_csv(lines, table)
+    write_curve_json(
+        lines, record, by=by, replicates=REPLICATES, command=sys.argv, notes=notes, left_out=left_out
+    )  # fmt: skip
+    click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}")
 
-    print_table(points)
-    click.echo(str(emm))
+
+@main.command()
+@_runs_argument
+@_by_option
+@click.option("--per-run", help="One line per run, also where runs differ in the seed alone", is_flag=True)
+@click.option(
+    "--out", help="Figure; the CSV lies beside it", metavar="FILE", default="trajectory.png", show_default=True
+)
+@_level_option
+@_title_option
+@report_errors
+def trajectory(runs: tuple[str, ...], by: str | None, per_run: bool, out: str, level: float, title: str | None) -> None:
+    """Draw R_mem over the epochs of training, a line for each |D| and each value of --by.
+
+    Runs of one |D| and value, which should differ in the seed alone, are averaged. The band is the 95 % interval
+    of a single run, and reaches from the lowest to the highest of several.
+
+    Examples:
+
+    \b
+    # How memorization grows, for each |D|
+    python emm.py trajectory training-runs --out=figures/epochs.png
+
+    \b
+    # With and without labels
+    python emm.py trajectory training-runs --by=cond --out=figures/labels.png
+    """  # noqa: D301
+    check_format(out)
+    if not 0 < level <= 1:
+        raise ValueError(f"The level of EMM must lie between 0 and 1, not {level}; 0.9 is usual.")
+    measured, _ = read_runs(runs)
+    lines, notes = trajectories(measured, by, per_run=per_run)
+    for line in lines:
+        warn_about(line.differing, line.name)
+    for note in notes:
+        click.echo(f"Note: {note}.", err=True)
+
+    width = max(4, *(len(line.name) for line in lines))
+    click.echo(f"{'line':<{width}} {'runs':>4} {'epochs':>10} {'R_mem % at the end':>19} {'highest':>8}  at epoch")
+    for line in lines:
+        best = int(line.ratio.argmax())
+        click.echo(
+            f"{line.name:<{width}} {len(line.runs):>4} {line.epochs[-1]:>10.0f} {100 * line.ratio[-1]:>19.2f} "
+            f"{100 * line.ratio[best]:>8.2f}  {line.epochs[best]:.0f}"
+        )
     table = Path(out).with_suffix(".csv")
-    write_csv(points, table)
-    emm_curve(points, out, emm=emm, title=title)
+    trajectory_figure(lines, out, level=level, title=title)
+    write_trajectory_csv(lines, table)
     click.echo(f"Figure: {out}\nTable:  {table}")
 
 
@@ -90,20 +173,332 @@ def collapse(traces: tuple[str, ...], out: str, title: str | None) -> None:
     click.echo(f"Figure: {out}")
 
 
-def print_table(points: Sequence[CurvePoint]) -> None:
-    click.echo(f"{'|D|':>8} {'epochs':>10} {'R_mem %':>9}  {'95 % interval':<16} {'runs':>4}")
-    for p in points:
-        low, high = p.interval
-        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
-        click.echo(f"{p.size:>8} {p.epochs:>10.0f} {100 * p.ratio:>9.2f}  {interval:<16} {p.runs:>4}")
+@main.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--out", help="The page  [default: DIR/report.html]", metavar="FILE")
+@click.option(
+    "--by", help="One curve per value of this key, as for curve  [default: the one that differs]", metavar="KEY"
+)
+@_level_option
+@click.option("--title", help="Title of the page", metavar="TEXT")
+@report_errors
+def report(folder: str, out: str | None, by: str | None, level: float, title: str | None) -> None:
+    """Write a study as one HTML page: all that lies in the run folders at and below DIR.
+
+    The page holds EMM, curves, runs, training, decisions of a search, pictures (PNG files in DIR and in its run
+    folders), options, versions, and the commands that repeat each run. It needs no other file and no network.
+    Runs that cannot be read are listed with the reason.
+
+    Example:
+
+    \b
+    # A study of the width of the network
+    python emm.py report training-runs --by=num_channels --title="Width, CIFAR-10"
+    """  # noqa: D301
+    path = Path(out) if out is not None else Path(folder) / "report.html"
+    if path.is_dir():
+        raise ValueError(f'--out: "{path}" is a folder; name a file.')
+    check_folder(path.parent)
+    study = read_study(folder)
+    for name, reason in study.left_out.items():
+        click.echo(f"Left out: {name} ({reason}).", err=True)
+    if study.runs and by is None:
+        by = only_factor(study)
+    given = {"out": out, "by": by, "title": title, "level": f"{level:g}"}
+    command = ["python", "emm.py", "report", folder, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
+    write_report(study, path, by=by, level=level, title=title, command=command)
+    click.echo(f"{len(study.runs)} runs, {path.stat().st_size / 2**20:.1f} MiB\nReport: {path}")
 
 
-def write_csv(points: Sequence[CurvePoint], path: Path) -> None:
-    with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for p in points:
-            writer.writerow([p.size, p.epochs, p.ratio, *p.interval, p.num_memorized, p.num_samples, p.runs])
+@main.command(context_settings=dict(max_content_width=120))
+# What is searched.
+@click.option(
+    "--source", help="Images to take the training sets from, see dataset_tool.py", metavar="PATH", required=True
+)
+@click.option("--outdir", help="Folder of the search", metavar="DIR", required=True)
+@click.option("--low", help="Smallest |D|", metavar="INT", type=click.IntRange(min=2), required=True)
+@click.option("--high", help="Largest |D|", metavar="INT", type=click.IntRange(min=3), required=True)
+@click.option(
+    "--tolerance",
+    help="EMM is found when it lies between two sizes with this quotient",
+    metavar="FLOAT",
+    type=Float(min=1, min_open=True),
+    default=1.1,
+    show_default=True,
+)
+@click.option("--expand", help="Go on beyond --low and --high where EMM is not between them", is_flag=True)
+@click.option(
+    "--level",
+    help="Ratio that defines EMM, 1 - epsilon",
+    metavar="FLOAT",
+    type=_FRACTION,
+    default=0.9,
+    show_default=True,
+)
+@click.option(
+    "--subset",
+    help="As many images of each class, or the first of all  [default: balanced if there are classes]",
+    metavar="balanced|first",
+    type=click.Choice(["balanced", "first"]),
+)
+# How each size is decided.
+@click.option(
+    "--seeds-per-size",
+    help="Runs per size, each with a training seed of its own",
+    metavar="INT",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+)
+@seeds_option("0-9999")
+@click.option(
+    "--confidence",
+    help="Of the decision on a snapshot",
+    metavar="FLOAT",
+    type=_FRACTION,
+    default=0.95,
+    show_default=True,
+)
+@click.option(
+    "--measure",
+    help="Further options of mem_ratio.py, for example '--batch=256 --steps=40'",
+    metavar="OPTIONS",
+    default="",
+)
+# Where the runs run.
+@click.option(
+    "--executor",
+    help="This machine, or Slurm; submitit-local tries out the latter here",
+    metavar="local|slurm|submitit-local",
+    type=click.Choice(["local", "slurm", "submitit-local"]),
+    default="local",
+    show_default=True,
+)
+@click.option("--jobs", help="Runs at a time", metavar="INT", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--nproc", help="Processes per run", metavar="INT", type=click.IntRange(min=1), default=1, show_default=True
+)
+@device_option
+@click.option("--partition", help="Slurm: partition", metavar="NAME")
+@click.option("--gpus", help="Slurm: GPUs per run  [default: --nproc]", metavar="INT", type=click.IntRange(min=0))
+@click.option(
+    "--time",
+    "minutes",
+    help="Slurm: time limit; a run that needs longer is queued again",
+    metavar="MINUTES",
+    type=click.IntRange(min=1),
+    default=1440,
+    show_default=True,
+)
+@click.option(
+    "--slurm",
+    help="Slurm: any other option, for example account=me; several allowed",
+    metavar="KEY=VALUE",
+    multiple=True,
+)
+@click.option("-n", "--dry-run", help="Only say what would be trained", is_flag=True)
+@click.argument("train_options", metavar="[-- TRAIN_OPTIONS...]", nargs=-1, type=click.UNPROCESSED)
+@report_errors
+def search(**kwargs: Any) -> None:
+    """Find EMM by bisection in log |D|: train and measure only the sizes that this needs.
+
+    Each size is trained with train.py and TRAIN_OPTIONS, and measured (mem_ratio.py --adaptive) until it is clear on
+    which side of --level it lies. DIR holds plan.json (every decision), runs/ (run folders), data/ (training sets)
+    and jobs/ (commands and logs). Interrupted, the same command goes on where it was; range, tolerance and where the
+    runs run may then be others.
+
+    Examples:
+
+    \b
+    # Handwritten digits on a laptop
+    python emm.py search --source=digits --outdir=digits-search --low=8 --high=128 --seeds=0-999 --device=cpu \\
+        -- --num-channels=16 --cres=1,2 --num-blocks=1 --attn-resolutions=4 --dropout=0 --augment=0 --batch=16 \\
+        --lr=1e-2 --ema=4 --ema_mode=mode1 --duration=60
+
+    \b
+    # CIFAR-10 on a cluster, three runs at a time on 8 GPUs each
+    python emm.py search --source=cifar-10-python.tar.gz --outdir=cifar10-search --low=500 --high=8000 \\
+        --executor=slurm --jobs=3 --nproc=8 --partition=gpu --measure=--batch=512 \\
+        -- --precond=vp --num-blocks=2 --augment=0 --window-size=0 --lr=2e-4 --duration=2000
+    """  # noqa: D301
+    opts = EasyDict(kwargs)
+    if opts.low >= opts.high:
+        raise click.UsageError(f"--low={opts.low} is not less than --high={opts.high}.")
+    study = search_study(opts)
+    if opts.high > study.largest:
+        kind = "class-balanced " if study.subset == "balanced" else ""
+        raise click.UsageError(f"--high={opts.high}: {opts.source} has {kind}training sets of {study.largest} at most.")
+    where = Range(opts.low, opts.high, opts.tolerance, opts.jobs, opts.expand)
+    if opts.dry_run:
+        print_plan(Search(study, where, Plan(study.outdir / PLAN, study.settings()), executor=None), opts)
+        click.echo("Nothing is trained: --dry-run.")
+        return
+    check_folder(study.outdir)
+    with file_lock(study.outdir / LOCK, wait=False) as mine:
+        if not mine:
+            raise ValueError(f'Another search is at work in "{study.outdir}"; wait for it or stop it.')
+        plan = Plan(study.outdir / PLAN, study.settings())
+        with SearchBar() as bar:
+            work = Search(study, where, plan, search_executor(opts, study), report=bar.write, progress=bar.show)
+            print_plan(work, opts)
+            bar.start(work)
+            try:
+                emm = work.run()
+            except KeyboardInterrupt:
+                bar.write(f"Stopped after {work.trained_kimg():g} kimg; the same command goes on.")
+                sys.exit(EXIT_STOPPED)
+    for line in describe_result(emm, plan, study.confidence):
+        click.echo(line)
+    kimg, grid = work.trained_kimg(), work.expected()["grid_kimg"]
+    images = sum(run["images"] for decision in plan.decisions for run in decision["runs"])
+    click.echo(
+        f"Spent:   {kimg:g} kimg of training, {100 * kimg / grid:.0f} % of the grid's {grid:g}; "
+        f"{images} images generated\n"
+        f"Plan:    {plan.path}\nCurve:   python emm.py curve {shlex.quote(opts.outdir)}"
+    )
+
+
+def read_runs(paths: Sequence[str]) -> tuple[list[RunPoint], dict[str, str]]:
+    """The measured runs at and below the paths, and {folder: reason} of those left out, which are reported."""
+    found, left_out = find_runs(paths)
+    for folder, reason in left_out.items():
+        click.echo(f"Left out: {folder} ({reason}).", err=True)
+    if not found:
+        raise click.ClickException("No measured run found; train with train.py and measure with mem_ratio.py.")
+    return [run_point(run) for run in found], {str(folder): reason for folder, reason in left_out.items()}
+
+
+def warn_about(differing: Sequence[str], line: str) -> None:
+    if differing:
+        where = f"the runs of {line}" if line else "these runs"
+        click.echo(f"Note: {where} differ in more than |D| and seed: {', '.join(differing)}.", err=True)
+
+
+def print_curves(lines: Sequence[Line], by: str | None) -> None:
+    """The points of all lines in one table, and EMM of each."""
+    width = max(len(by), *(len(line.name) for line in lines)) if by else 0
+
+    def left(text: str) -> str:
+        return f"{text:<{width}} " if by else ""
+
+    click.echo(f"{left(by)}{'|D|':>8} {'epochs':>10} {'R_mem %':>9}  {'95 % interval':<16} {'runs':>4}")
+    for line in lines:
+        for p in line.points:
+            interval = f"[{100 * p.ci_low:.1f}, {100 * p.ci_high:.1f}]"
+            row = f"{p.size:>8} {p.epochs:>10.0f} {100 * p.ratio:>9.2f}  {interval:<16} {p.runs:>4}"
+            click.echo(left(line.name) + row)
+    for line in lines:
+        click.echo(f"{left(line.name)}{line.emm}  {line.emm_interval}")
+
+
+# ----------------------------------------------------------------------------
+# Search.
+
+
+def search_study(opts: EasyDict) -> Study:
+    """What the options say to search; those that train.py or mem_ratio.py would refuse are refused here."""
+    import mem_ratio
+    import train
+
+    own = ["outdir", "data", "device", "nosubdir", "desc", "resume", "dry_run"]
+    training = passed_on(train.main, ["--outdir=.", "--data=."], opts.train_options, own, "TRAIN_OPTIONS")
+    try:
+        measure = tuple(shlex.split(opts.measure))
+    except ValueError as err:
+        raise click.UsageError(f"--measure: {err}.") from None
+    own = ["expdir", "network", "knn_ref", "log", "seeds", "bar", "confidence", "until_above", "watch", "device"]
+    passed_on(mem_ratio.main, [], measure, own, "--measure")
+    subset, largest = choose_subset(opts.source, opts.subset or "auto")
+    return Study(
+        outdir=Path(opts.outdir).resolve(), source=opts.source, subset=subset, largest=largest,
+        train_options=opts.train_options, duration=training["duration"], seed=training["seed"] or 0,
+        runs_per_size=opts.seeds_per_size, measure_options=measure, seeds=format_int_list(opts.seeds),
+        level=opts.level, confidence=opts.confidence, nproc=opts.nproc, device=opts.device,
+    )  # fmt: skip
+
+
+def passed_on(
+    command: click.Command,
+    required: Sequence[str],  # stand-ins for options that it cannot do without
+    words: Sequence[str],  # what the user passes on to it
+    own: Sequence[str],  # names of the options that are not the user's to give
+    where: str,  # what an error message calls the words
+) -> dict[str, Any]:
+    """The options that `command` would see; a UsageError if it would refuse them, or one is of those in `own`."""
+    try:
+        options = command.make_context(command.name, [*required, *words]).params
+        alone = command.make_context(command.name, list(required)).params
+    except click.ClickException as err:
+        raise click.UsageError(f"{where}: {err.format_message()}") from None
+    for name in own:
+        if options[name] != alone[name]:
+            flag = next(option.opts[-1] for option in command.params if option.name == name)
+            raise click.UsageError(f"{where}: {flag} is set by the search itself; leave it out there.")
+    return options
+
+
+def search_executor(opts: EasyDict, study: Study) -> Executor:
+    if opts.executor == "local":
+        return LocalExecutor()
+    parameters = dict(name="emm-search", timeout_min=opts.minutes, slurm_partition=opts.partition)
+    parameters["gpus_per_node"] = opts.gpus if opts.gpus is not None else opts.nproc * (opts.device != "cpu")
+    for text in opts.slurm:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.UsageError(f'--slurm: "{text}" is not KEY=VALUE.')
+        parameters[f"slurm_{key}"] = int(value) if value.isdigit() else value
+    return SubmititExecutor(study.outdir / "jobs" / "submitit", opts.executor.removeprefix("submitit-"), parameters)
+
+
+def print_plan(work: Search, opts: EasyDict) -> None:
+    """How much is to be done at most, beside a grid of the same resolution."""
+    expected, known = work.expected(), work.plan.decisions
+    drawn = f"{'class-balanced' if work.study.subset == 'balanced' else 'the first'} images of {opts.source}"
+    click.echo(
+        f"Search:  EMM at {100 * opts.level:g} % from |D| = {work.low} to {work.high} ({drawn}), "
+        f"until high / low <= {opts.tolerance:g}"
+    )
+    if known:
+        click.echo(f"Known:   {len(known)} sizes are decided, with {work.trained_kimg():g} kimg of training")
+    to_do = f"at most {expected['runs']:.0f} runs{' more' if known else ''}, {expected['kimg']:g} kimg of training, "
+    to_do += f"{len(opts.seeds)} images per snapshot"
+    if not expected["runs"]:
+        to_do = "nothing is left to train"
+    click.echo(
+        f"Expect:  {'within this range ' if opts.expand else ''}{to_do}; a grid as fine: "
+        f"{expected['grid_runs']:.0f} runs, {expected['grid_kimg']:g} kimg"
+    )
+    click.echo(f"Logs:    {work.study.outdir / 'jobs'}")
+
+
+class SearchBar:
+    """One progress bar over the training that a search may need; lines are written above it."""
+
+    def __enter__(self) -> "SearchBar":
+        self._bar = None
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, work: Search) -> None:
+        done = work.trained_kimg()
+        self._work = work
+        self._bar = tqdm(
+            total=done + work.expected()["kimg"], initial=done, unit="kimg", leave=False, disable=None,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total:g} kimg [{elapsed}{postfix}]",
+        )  # fmt: skip
+
+    def write(self, text: str) -> None:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def show(self, working: Sequence[str]) -> None:
+        """Take what each run at work is doing."""
+        if not self._bar.disable:
+            self._bar.n = self._work.trained_kimg()
+            self._bar.set_postfix_str(", ".join(working))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""One job of a search for EMM: train one network, then measure it. Run as `python -m memorization.search_job JOB.json`.
+
+The job says in JSON: `run_dir`, and the command lines `train` and `measure` (lists of words). Beside it lie
+NAME.log (what the commands print), NAME.stop (made by whoever wants the job to save its state and end) and
+NAME.exit (the exit status, once there is one). A training that is complete is not repeated, one that is not goes on
+from its newest training state. What is measured already is left to the measuring command.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dnnlib.locks import file_lock
+from dnnlib.util import atomic_write
+from training.run_state import read_run_state
+
+EXIT_STOPPED = 75  # as of train.py: ended early, goes on when started again
+_POLL = 0.2  # seconds between two looks at the child and at NAME.stop
+
+
+class SearchJob:
+    """The job of a job file, to be called in the process that is to do it; picklable before that."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._child: subprocess.Popen | None = None
+        self._parent = 0  # the process that waits for this one
+        self.stopping = False  # set it, and the job saves its state and ends
+
+    def __call__(self) -> int:
+        """Do the job, and return its exit status, which also goes into NAME.exit."""
+        self._parent = os.getppid()
+        with file_lock(self.path.with_suffix(".lock")):  # an earlier process may still be saving its state
+            status = self._run()
+            with atomic_write(self.path.with_suffix(".exit"), "w") as file:
+                file.write(f"{status}\n")
+        return status
+
+    def checkpoint(self) -> Any:
+        """What submitit calls before Slurm takes the machine away: save the state; the job is queued once more."""
+        import submitit
+
+        self._end_child()
+        return submitit.helpers.DelayedSubmission(SearchJob(self.path))
+
+    def _run(self) -> int:
+        job = json.loads(self.path.read_text(encoding="utf-8"))
+        run_dir = Path(job["run_dir"])
+        with open(self.path.with_suffix(".log"), "a", encoding="utf-8") as log:
+            for is_done, command in [(is_trained(run_dir), job["train"] + _resume(run_dir)), (False, job["measure"])]:
+                status = 0 if is_done else self._call(command, log)
+                if status != 0:
+                    return status
+        return 0
+
+    def _call(self, command: list[str], log: Any) -> int:
+        """Run a command until it ends, or is asked to because this job is to stop; return its exit status."""
+        if self._to_stop():
+            return EXIT_STOPPED
+        print(f"$ {shlex.join(command)}", file=log, flush=True)
+        # In a session of its own, so that Ctrl-C in a terminal reaches it once, through the search.
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        asked = False
+        try:
+            while self._child.poll() is None:
+                if not asked and self._to_stop():
+                    self._child.terminate()  # once: at a second signal train.py ends without saving
+                    asked = True
+                time.sleep(_POLL)
+        finally:
+            self._end_child()
+        return EXIT_STOPPED if asked and self._child.returncode != 0 else abs(self._child.returncode)
+
+    def _to_stop(self) -> bool:
+        orphaned = os.getppid() != self._parent
+        self.stopping = self.stopping or orphaned or self.path.with_suffix(".stop").exists()
+        return self.stopping
+
+    def _end_child(self) -> None:
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+            self._child.wait()
+
+
+def is_trained(run_dir: Path) -> bool:
+    """True if the run is complete, by its duration or by an option that ends it early."""
+    state = read_run_state(run_dir)
+    return state is not None and state["state"] == "complete"
+
+
+def trained_nimg(run_dir: Path) -> int:
+    """Images that a run has been trained on so far, by the last line of its stats.jsonl; 0 before there is one."""
+    try:
+        with open(run_dir / "stats.jsonl", "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - (1 << 14), 0))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be half written
+            return round(1000 * json.loads(line)["Progress/kimg"]["mean"])
+    return 0
+
+
+def _resume(run_dir: Path) -> list[str]:
+    states = sorted(run_dir.glob("training-state-*.pt"))
+    return [f"--resume={states[-1]}"] if states else []
+
+
+def main() -> int:
+    """Do the job; at SIGTERM or SIGINT it stops as at NAME.stop."""
+    job = SearchJob(sys.argv[1])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(job, "stopping", True))
+    return job()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Dictionaries with attributes, list parsing, atomic files, cached downloads and the run log."""
+"""Dictionaries with attributes, list parsing, atomic files and the run log."""
 
 import contextlib
-import hashlib
+import errno
 import os
 import re
 import sys
@@ -54,6 +54,14 @@ def parse_int_list(text: str) -> list[int]:
     return values
 
 
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def format_time(seconds: float) -> str:
     """Format a duration the way the status lines do: 12s, 3m 07s, 2h 05m 00s, 1d 02h 03m."""
     minutes, s = divmod(round(seconds), 60)
@@ -72,10 +80,10 @@ def format_time(seconds: float) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = True) -> Iterator[IO]:
-    """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`.
+    """Open a temporary file beside `path`; on success flush it to disk and rename it to `path`, durably, too.
 
-    Readers see the old file or the new one, never a part; after an error nothing is left behind.
-    `durable=False` does not wait for the disk: for thousands of files that can be made again.
+    Readers see the old file or the new one, never a part; after an error nothing is left behind, and an OSError
+    names `path`. `durable=False` does not wait for the disk: for thousands of files that can be made again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,10 +98,26 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = True
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+        if durable:
+            _sync_folder(path.parent)
+    except BaseException as err:
+        if isinstance(err, OSError) and err.errno is not None and err.filename is None:
+            err.filename = os.fspath(path)  # "No space left on device" alone does not say where
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _sync_folder(path: Path) -> None:
+    """Flush the entries of a folder to disk: without that, a renamed file can be gone after a power failure."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has no such thing
+            raise
+    finally:
+        os.close(folder)
 
 
 def check_folder(path: str | os.PathLike) -> None:
@@ -118,53 +142,23 @@ def is_url(text: str) -> bool:
     return urlsplit(str(text)).scheme in ("http", "https")
 
 
-def cache_dir() -> Path:
-    """Folder for downloads: ``DIFFMEM_CACHE``, or ``diffmem`` in the user's cache folder."""
-    if os.environ.get("DIFFMEM_CACHE"):
-        return Path(os.environ["DIFFMEM_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "diffmem"
-
-
 def fetch(path_or_url: str, *, verbose: bool = True) -> Path:
     """Return a local path: the argument itself, or the cached download of an http(s) address.
 
-    The download is written to a temporary name and renamed when its length agrees with what the
-    server announced. Nothing in the file is executed.
+    Nothing in the file is executed; see `dnnlib.download`.
 
     Raises
     ------
-    OSError
-        If the path does not exist, or the download fails or ends early.
+    OSError, ValueError
+        If the path does not exist, or the download fails or is not what was announced.
     """
-    if not is_url(path_or_url):
-        path = Path(path_or_url)
-        if not os.fspath(path_or_url) or not path.exists():
-            raise FileNotFoundError(f'"{path_or_url}" does not exist.')
-        return path
+    if is_url(path_or_url):
+        from dnnlib.download import download
 
-    import requests
-    from tqdm import tqdm
-
-    name = re.sub(r"[^\w.-]", "_", Path(urlsplit(path_or_url).path).name) or "download"
-    path = cache_dir() / f"{hashlib.sha256(path_or_url.encode()).hexdigest()[:16]}-{name}"
-    if path.exists():
-        return path
-    try:
-        with requests.get(path_or_url, stream=True, timeout=30) as response:
-            response.raise_for_status()
-            expected = int(response.headers.get("Content-Length", 0))
-            bar = tqdm(total=expected or None, unit="B", unit_scale=True, desc=name, disable=None if verbose else True)
-            with atomic_write(path) as file, bar:
-                received = 0
-                for block in response.iter_content(1 << 20):
-                    file.write(block)
-                    received += len(block)
-                    bar.update(len(block))
-                if expected and received != expected and "Content-Encoding" not in response.headers:
-                    raise OSError(f"the download ended after {received} of {expected} bytes")
-    except (requests.RequestException, OSError) as err:
-        raise OSError(f'Cannot download "{path_or_url}": {err}') from err
+        return download(path_or_url, verbose=verbose)
+    path = Path(path_or_url)
+    if not os.fspath(path_or_url) or not path.exists():
+        raise FileNotFoundError(f'"{path_or_url}" does not exist.')
     return path
 
 
@@ -181,7 +175,8 @@ class Logger:
 
     def __exit__(self, *exc_info: object) -> None:
         sys.stdout, sys.stderr = self._stdout, self._stderr
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was an error already
+            self._file.close()
 
 
 class _Tee:
@@ -190,8 +185,11 @@ class _Tee:
 
     def write(self, text: str) -> int:
         if "\r" not in text and "\x1b" not in text:  # a progress bar rewrites its line; a log file cannot
-            self._file.write(text)
-            self._file.flush()
+            try:
+                self._file.write(text)
+                self._file.flush()
+            except OSError as err:
+                raise OSError(err.errno, err.strerror, self._file.name) from err
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

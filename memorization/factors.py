@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.images import ImageFiles
+from dnnlib.util import flatten
 from memorization.emm import RunPoint
 
 # Options of train.py by which the value that was used lies elsewhere, or under another name.
@@ -58,7 +59,7 @@ def factor_values(runs: Sequence[RunPoint], key: str) -> tuple[list[Any], list[s
         If no run has the key, several keys have it as their last part, or it is |D| itself. The message lists
         the keys in which the runs differ.
     """
-    options = [_flat(run.options) for run in runs]
+    options = [flatten(run.options) for run in runs]
     known = dict.fromkeys(name for each in options for name in each)
     name = _option_name(key.removeprefix("--").replace("-", "_"), known, options)
     if name == "dataset_kwargs.max_size":
@@ -84,7 +85,7 @@ def factor_values(runs: Sequence[RunPoint], key: str) -> tuple[list[Any], list[s
 def differing_keys(runs: Sequence[RunPoint]) -> list[str]:
     """The keys for `factor_values` in which the runs differ, those aside that follow |D|."""
     found = []
-    for read in (lambda run: _flat(run.options), lambda run: _dataset_facts(run) or {}):
+    for read in (lambda run: flatten(run.options), lambda run: _dataset_facts(run) or {}):
         each = [read(run) for run in runs]
         for name in dict.fromkeys(name for values in each for name in values):
             if not name.startswith(_NO_FACTOR) and len({_text(v.get(name, NOT_RECORDED)) for v in each}) > 1:
@@ -133,14 +134,6 @@ def _readable_skips(skips: list[int]) -> str:
 
 # ----------------------------------------------------------------------------
 # Options.
-
-
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat = {}
-    for key, value in options.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _option_name(key: str, known: dict[str, None], options: Sequence[dict[str, Any]]) -> str | None:
@@ -192,7 +185,7 @@ def _read_facts(path: str, size: int) -> dict[str, Any] | None:
         return None
     if size not in (len(files.names), 2 * len(files.names)):  # another file of that name; mirrored images count
         return None
-    facts = {k: v for k, v in _flat(content).items() if not isinstance(v, list) or len(v) <= _MAX_LIST}
+    facts = {k: v for k, v in flatten(content).items() if not isinstance(v, list) or len(v) <= _MAX_LIST}
     classes = {label for label in labels if isinstance(label, int)}
     channels = image.shape[2] if image.ndim == 3 else 1
     return {"resolution": image.shape[0], "channels": channels, "num_classes": len(classes) or None, **facts}

@@ -10,14 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import atomic_write, format_time
+from dnnlib.util import atomic_write, flatten, format_time
 from dnnlib.versions import versions
 from memorization.commands import FEATURES, measure_command, train_command
 from memorization.curve_plots import curve_figure, trajectory_figure
 from memorization.curves import Line, curve_lines, trajectories
 from memorization.emm import Emm, differing_options
 from memorization.page import Html, figure, image, join, page, section, table, tag
-from memorization.study import StudyFolder, StudyRun, common, differing, find_pictures, find_plans, flatten
+from memorization.study import StudyFolder, StudyRun, common, differing, find_pictures, find_plans
 
 CHARTS = 60  # runs of which the training is drawn
 _NOT_A_FACTOR = {"dataset_kwargs.path", "dataset_kwargs.max_size", "seed", "total_nimg", "resume"}

@@ -11,6 +11,7 @@ from typing import Any
 
 import PIL.Image
 
+from dnnlib.util import flatten
 from memorization.emm import LOG, RunPoint, find_runs, run_point
 from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
 from training.run_state import read_run_state
@@ -209,14 +210,6 @@ def _read_stats(path: Path) -> list[dict[str, float]]:
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
     """Flat options without the versions, which are no settings."""
     return flatten({key: value for key, value in options.items() if key != "versions"})
-
-
-def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _name(path: Path, root: Path) -> str:

@@ -30,16 +30,22 @@ from torch.nn.functional import (
 # Layers. Parameters are float32; each layer computes in the type of its input.
 
 
-def _initial(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tensor:
-    """Random weights of `shape`; xavier modes have variance 2 / (fan_in + fan_out), kaiming 1 / fan_in."""
+def _initial(shape: Sequence[int], mode: str, fan_in: int, fan_out: int, scale: float) -> Tensor:
+    """Random weights of `shape`, times `scale`; xavier has variance 2 / (fan_in + fan_out), kaiming 1 / fan_in.
+
+    On the meta device without values: drawing there would first load large parts of torch, for seconds.
+    """
     variances = dict(xavier=2 / (fan_in + fan_out), kaiming=1 / fan_in)
     family, _, distribution = mode.partition("_")
     if family not in variances or distribution not in ("uniform", "normal"):
         raise ValueError(f'Unknown init mode "{mode}".')
     std = math.sqrt(variances[family])
+    x = torch.empty(*shape)
+    if x.is_meta:
+        return x
     if distribution == "normal":
-        return torch.randn(*shape) * std
-    return (torch.rand(*shape) * 2 - 1) * (math.sqrt(3) * std)
+        return x.normal_() * std * scale
+    return (x.uniform_() * 2 - 1) * (math.sqrt(3) * std) * scale
 
 
 class Linear(torch.nn.Module):
@@ -58,8 +64,8 @@ class Linear(torch.nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         fan = dict(mode=init_mode, fan_in=in_features, fan_out=out_features)
-        self.weight = torch.nn.Parameter(_initial([out_features, in_features], **fan) * init_weight)
-        self.bias = torch.nn.Parameter(_initial([out_features], **fan) * init_bias) if bias else None
+        self.weight = torch.nn.Parameter(_initial([out_features, in_features], **fan, scale=init_weight))
+        self.bias = torch.nn.Parameter(_initial([out_features], **fan, scale=init_bias)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias.to(x.dtype) if self.bias is not None else None
@@ -100,10 +106,10 @@ class Conv2d(torch.nn.Module):
         self.weight = self.bias = None
         if kernel:
             shape = [out_channels, in_channels, kernel, kernel]
-            self.weight = torch.nn.Parameter(_initial(shape, **fan) * init_weight)
+            self.weight = torch.nn.Parameter(_initial(shape, **fan, scale=init_weight))
             if bias:
-                self.bias = torch.nn.Parameter(_initial([out_channels], **fan) * init_bias)
-        f = torch.as_tensor(resample_filter, dtype=torch.float32)
+                self.bias = torch.nn.Parameter(_initial([out_channels], **fan, scale=init_bias))
+        f = torch.as_tensor(resample_filter, dtype=torch.float32, device="cpu")
         f = torch.outer(f, f)[None, None] / f.sum().square()  # [1, 1, taps, taps], sums to one
         self.register_buffer("resample_filter", f if up or down else None)
 
@@ -255,7 +261,8 @@ class FourierEmbedding(torch.nn.Module):
 
     def __init__(self, num_channels: int, scale: float = 16):
         super().__init__()
-        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+        freqs = torch.empty(num_channels // 2)
+        self.register_buffer("freqs", freqs if freqs.is_meta else freqs.normal_() * scale)
 
     def forward(self, x: Tensor) -> Tensor:
         phase = torch.outer(x, (2 * math.pi * self.freqs).to(x.dtype))
@@ -794,9 +801,9 @@ def iddpm_sigmas(M: int, C_1: float, C_2: float, dtype: torch.dtype = torch.floa
 
     alpha_bar is float32 for either, as published: its rounding moves the levels by up to 2e-6.
     """
-    alpha_bar = (0.5 * math.pi * torch.arange(M + 1) / M / (C_2 + 1)).sin() ** 2
+    alpha_bar = (0.5 * math.pi * torch.arange(M + 1, device="cpu") / M / (C_2 + 1)).sin() ** 2
     ratio = (alpha_bar[:-1] / alpha_bar[1:]).clip(min=C_1)  # [M]
-    u = torch.zeros(M + 1, dtype=dtype)
+    u = torch.zeros(M + 1, dtype=dtype, device="cpu")
     for j in range(M, 0, -1):
         u[j - 1] = ((u[j] ** 2 + 1) / ratio[j - 1] - 1).sqrt()
     return u

@@ -1,6 +1,9 @@
 """Nearest neighbours: the reference numbers, and a brute force in integers on real and awkward data."""
 
 import gzip
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from memorization.knn import nearest_neighbors
+from memorization import knn
+from memorization.knn import Neighbors, nearest_neighbors
 
+ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).parent / "reference" / "knn.npz"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -31,6 +36,15 @@ def check(images, reference, k=2, **kwargs):
     return distance, index
 
 
+@pytest.fixture(params=["best", "float32"])
+def arithmetic(request, monkeypatch):
+    """Both ways to multiply pixels: int8 where that is exact and fast, and float32."""
+    if request.param == "float32":
+        monkeypatch.setattr(knn, "_int8_works", lambda device: False)
+    elif not knn._int8_works(torch.device("cpu")):
+        pytest.skip("no fast exact int8 product here")
+
+
 @pytest.fixture(scope="module")
 def digits():
     images = load_digits().images  # 0..16
@@ -41,7 +55,7 @@ def random_images(seed, n, *shape):
     return np.random.RandomState(seed).randint(0, 256, (n, *shape), dtype=np.uint8)
 
 
-def test_reference_numbers():
+def test_reference_numbers(arithmetic):
     data = np.load(REFERENCE)
     distance, index = nearest_neighbors(data["generated"], data["reference"])
     np.testing.assert_array_equal(index, data["knn_index"])
@@ -59,11 +73,18 @@ def test_more_queries_than_one_block(digits):
 
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="Fashion-MNIST is not on this machine")
 def test_fashion_mnist():
-    def read(name):
-        with gzip.open(FASHION_MNIST / name) as file:
-            return np.frombuffer(file.read(), dtype=np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    """Padded as the dataset tool does; the queries differ from the reference in the border, too."""
 
-    check(read("t10k-images-idx3-ubyte.gz")[:40], read("train-images-idx3-ubyte.gz")[:6000])
+    def read(name, n):
+        with gzip.open(FASHION_MNIST / name) as file:
+            images = np.frombuffer(file.read(16 + n * 784), dtype=np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        return np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+
+    unrelated, reference = read("t10k-images-idx3-ubyte.gz", 15), read("train-images-idx3-ubyte.gz", 6000)
+    copies = np.clip(reference[::400] + np.random.RandomState(0).randint(-9, 10, (15, 1, 32, 32)), 0, 255)
+    copies = copies.astype(np.uint8)
+    _, index = check(np.concatenate([unrelated, copies]), reference, k=5)
+    np.testing.assert_array_equal(index[15:, 0], np.arange(0, 6000, 400))
 
 
 def test_duplicates_and_ties_go_to_the_lower_index(digits):
@@ -73,10 +94,45 @@ def test_duplicates_and_ties_go_to_the_lower_index(digits):
     assert (distance[:, :3] == 0).all() and (distance[:, 3] > 0).all()
 
 
-def test_all_reference_images_equal():
+@pytest.mark.parametrize("k", [1, 3, 70])
+def test_all_reference_images_equal(k):
     images = random_images(0, 5, 3, 4, 4)
-    distance, index = check(images, np.repeat(images[:1], 70, axis=0), k=3, block=16)
-    assert (index == [0, 1, 2]).all()
+    distance, index = check(images, np.repeat(images[:1], 70, axis=0), k=k, block=16)
+    assert (index == np.arange(k)).all()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2), (3, 3, 3)])
+def test_many_ties(levels, shape):
+    """Few grey levels and few pixels: most distances occur many times."""
+    random = np.random.RandomState(4)
+    images, reference = (random.randint(0, levels + 1, (n, *shape)).astype(np.uint8) for n in (60, 700))
+    for k, block in ((1, 64), (2, 200), (50, 100), (50, 2048), (700, 300)):
+        check(images, reference, k=k, block=block)
+
+
+def test_norms_of_all_sizes():
+    """From black over dim to bright: the nearest is not the one with the largest product."""
+    images = random_images(5, 900, 3, 4, 4)
+    images = (images * np.random.RandomState(6).rand(900, 1, 1, 1) ** 3).astype(np.uint8)
+    check(images[:200], images[200:], k=50, block=128)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        dict(_QUERIES=7, _ROWS=20, _LISTED=64),
+        dict(_HELD=0),
+        dict(_OPERAND=640, _ELEMENTS=100, _HELD=0),
+        dict(_CHUNK=64),
+        dict(_GROUP=1),
+        dict(_GROUP=5, _INT8_SLICE=16, _FLOAT_SLICE=24),
+    ],
+)
+def test_limits_do_not_matter(digits, limits, arithmetic, monkeypatch):
+    for name, value in limits.items():
+        monkeypatch.setattr(knn, name, value)
+    check(digits[:50], digits[30:330], k=4)
 
 
 def test_near_duplicates_that_differ_by_one_grey_level():
@@ -91,13 +147,48 @@ def test_near_duplicates_that_differ_by_one_grey_level():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 16, 16), (3, 32, 32), (1, 64, 64), (3, 64, 64)])
-def test_extreme_pixels(shape):
+def test_extreme_pixels(shape, arithmetic):
     """Black, white and checkered images make the largest sums there are."""
     noise = random_images(1, 20, *shape)
     extremes = np.where(noise > 127, 255, 0).astype(np.uint8)
     flat = np.stack([np.full(shape, value, dtype=np.uint8) for value in (0, 255, 127, 128)])
     images = np.concatenate([extremes, flat, noise])
     check(images, images[::-1].copy(), k=4, block=9)
+
+
+def test_sums_beyond_32_bits(arithmetic):
+    """3 * 256 * 256 pixels: |a|^2 = 3.2e9 > 2^31."""
+    extremes = np.where(random_images(7, 8, 3, 256, 256) > 250, 255, 0).astype(np.uint8)
+    images = np.concatenate([extremes, 255 - extremes, extremes // 2])
+    check(images[::6], images, k=24)
+
+
+def test_int8_products_are_exact():
+    """Whatever the shape, also of slices of wider matrices; the probe that decides did not see these."""
+    if not knn._int8_works(torch.device("cpu")):
+        pytest.skip("no fast exact int8 product here")
+    for dim in (16, 32, 784):
+        for q in (1, 2, 17, 64):
+            for r in (1, 2, 31, 64):
+                a = torch.randint(-128, 128, (q, dim + 16), dtype=torch.int8)[:, :dim]
+                b = torch.randint(-128, 128, (r, dim + 16), dtype=torch.int8)[:, 16:]
+                product = knn._int8_product(a, b, torch.empty(q, r, dtype=torch.int32))
+                assert torch.equal(product.to(torch.int64), a.to(torch.int64) @ b.to(torch.int64).T), (q, r, dim)
+
+
+def test_a_saturating_or_missing_int8_product_is_not_used(monkeypatch):
+    def saturating(a, b, out=None):
+        pairs = (a[:, :, None].to(torch.int32) * b.to(torch.int32)).unflatten(1, (-1, 2)).sum(2)
+        return pairs.clamp(-(2**15), 2**15 - 1).sum(1).to(torch.int32)
+
+    def refusing(a, b, out=None):
+        raise RuntimeError("not on this device")
+
+    for function in (saturating, refusing):
+        monkeypatch.setattr(torch, "_int_mm", function)
+        assert not knn._int8_works.__wrapped__(torch.device("cpu"))
+    monkeypatch.delattr(torch, "_int_mm")
+    assert not knn._int8_works.__wrapped__(torch.device("cpu"))
 
 
 def test_exactly_k_reference_images(digits):
@@ -119,6 +210,218 @@ def test_tensors_views_and_read_only_arrays(digits):
             np.testing.assert_array_equal(a, b)
 
 
+def test_one_reference_many_queries(digits):
+    neighbors = Neighbors(digits[:500])
+    assert len(neighbors) == 500 and neighbors.shape == (1, 8, 8)
+    for part, k in ((digits[500:510], 1), (digits[600:601], 50), (digits[:0], 2), (digits[700:900], 3)):
+        for a, b in zip(neighbors.query(part, k), nearest_neighbors(part, digits[:500], k)):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_memory_mapped_reference_is_neither_copied_nor_written(digits, tmp_path):
+    np.save(tmp_path / "images.npy", digits[:300])
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    neighbors = Neighbors(mapped)
+    assert neighbors._rows.data_ptr() == mapped.ctypes.data
+    np.testing.assert_array_equal(neighbors.query(digits[:9])[1], nearest_neighbors(digits[:9], digits[:300])[1])
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_self_query(digits, k):
+    """Digits, twice each, one of them six times: a row is no neighbour of itself, its copies are."""
+    reference = np.concatenate([digits[:40], digits[:40], np.repeat(digits[:1], 4, axis=0)])
+    distance, index = Neighbors(reference, block=32).self_query(k)
+    for i in range(len(reference)):
+        others = np.delete(np.arange(len(reference)), i)
+        expected_distance, expected_index = brute_force(reference[i : i + 1], reference[others], k)
+        np.testing.assert_array_equal(index[i], others[expected_index[0]])
+        np.testing.assert_allclose(distance[i], expected_distance[0], rtol=1e-15)
+    assert distance[0, 0] == 0 and index[0, 0] == 40
+
+
+def test_memory():
+    """60,000 images of 1024 pixels: not much more than the rearranged copy (60 MB)."""
+    script = """if True:
+        import resource
+        import numpy as np
+        from memorization.knn import Neighbors
+
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        block = np.random.RandomState(0).randint(0, 256, (6000, 1, 32, 32), dtype=np.uint8)
+        reference = np.concatenate([block + np.uint8(i) for i in range(10)])
+        Neighbors(block[:50]).query(block[:50])  # what libraries need
+        before = peak()
+        Neighbors(reference).query(block[:2100], k=50)
+        print(peak() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 400  # MiB
+
+
+# ----------------------------------------------------------------------------
+# Float vectors.
+
+
+def check_vectors(queries, reference, k=2, rtol=1e-14, **kwargs):
+    distance, index = nearest_neighbors(queries, reference, k, **kwargs)
+    assert distance.dtype == np.float64 and index.dtype == np.int64
+    expected = np.stack([np.sqrt(((x - reference.astype(np.float64)) ** 2).sum(1)) for x in queries.astype(np.float64)])
+    expected_index = np.argsort(expected, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(index, expected_index)
+    np.testing.assert_allclose(distance, np.take_along_axis(expected, expected_index, axis=1), rtol=rtol, atol=0)
+    return distance, index
+
+
+@pytest.mark.parametrize("k", [1, 2, 50])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 2, 37, 512])
+def test_vectors(size, dtype, k):
+    random = np.random.RandomState(size)
+    queries, reference = (random.randn(n, size).astype(dtype) for n in (70, 3000))
+    check_vectors(queries, reference, k, block=700)
+
+
+def test_vectors_that_float32_cannot_tell_apart():
+    """Distances that differ by 1e-10 of their size, far from the origin, in scrambled order."""
+    random = np.random.RandomState(0)
+    direction = random.randn(64)
+    direction /= np.linalg.norm(direction)
+    order = random.permutation(2000)
+    reference = 1000 + 5 * direction * (1 + 1e-10 * order[:, np.newaxis]) + 0 * random.randn(2000, 64)
+    queries = np.full((3, 64), 1000.0)
+    _, index = check_vectors(queries, reference, k=50, rtol=1e-12)
+    np.testing.assert_array_equal(index[0], np.argsort(order)[:50])
+    rounded = torch.cdist(*(torch.from_numpy(x).to(torch.float32) for x in (queries, reference)))
+    assert not np.array_equal(rounded.topk(50, dim=1, largest=False).indices.numpy(), index)
+
+
+def test_vectors_with_an_outlier_and_many_copies():
+    random = np.random.RandomState(1)
+    base = random.randn(40, 16)
+    reference = np.concatenate([base, 1e12 * base[:1], np.repeat(base, 30, axis=0), base + 1e-9])
+    distance, index = check_vectors(np.concatenate([base[:7], reference[40:41]]), reference, k=33, block=100, rtol=1e-9)
+    np.testing.assert_array_equal(index[1, :3], [1, 71, 72])
+    assert (distance[1:7, :31] == 0).all() and (distance[1:7, 31:] > 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-140, 1e-30, 1e30, 1e140])
+def test_vectors_of_any_size(scale):
+    random = np.random.RandomState(2)
+    queries, reference = scale * random.randn(9, 20), scale * random.randn(300, 20)
+    queries[0] *= 1e7  # far away
+    if scale < 1:
+        queries[1] /= scale**1.5  # so far that float32 products are out of the question
+    check_vectors(queries, reference, k=5, rtol=1e-12)
+
+
+def test_equal_vectors():
+    _, index = check_vectors(np.ones((3, 8)), np.full((500, 8), 2.0), k=4, block=50)
+    assert (index == [0, 1, 2, 3]).all()
+
+
+def test_low_precision_of_matrix_products_is_not_used(monkeypatch):
+    def product(a, b, multiply=knn._float32_product):
+        assert torch.get_float32_matmul_precision() == "highest"
+        return multiply(a, b)
+
+    monkeypatch.setattr(knn, "_float32_product", product)
+    random = np.random.RandomState(3)
+    queries, reference = (random.randn(n, 256).astype(np.float32) for n in (50, 4000))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        check_vectors(queries, reference, k=50)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_self_query_of_vectors():
+    vectors = np.random.RandomState(5).randn(200, 12)
+    vectors[150] = vectors[3]
+    distance, index = Neighbors(vectors).self_query(2)
+    expected = np.sqrt(((vectors[:, np.newaxis] - vectors) ** 2).sum(2))
+    np.fill_diagonal(expected, np.inf)
+    np.testing.assert_array_equal(index, np.argsort(expected, axis=1, kind="stable")[:, :2])
+    assert index[3, 0] == 150 and index[150, 0] == 3 and distance[3, 0] == 0
+
+
+# ----------------------------------------------------------------------------
+# Several processes.
+
+SHARDED = """if True:
+    import sys
+    import numpy as np
+    from memorization.knn import Neighbors
+    from torch_utils import distributed as dist
+
+    dist.init("cpu")
+    data, rank = np.load(sys.argv[1]), dist.get_rank()
+    out = {}
+    for name in ("images", "vectors"):
+        neighbors = Neighbors(data[name], shard=True)
+        assert len(neighbors._rows) == len(data[name]) // 2
+        for i, share in enumerate([(0, 30, 75), (0, 0, 5), (0, 5, 5), (0, 0, 0)]):
+            queries = data[name + "_queries"][share[rank] : share[rank + 1]]
+            for k in (1, 7, 90):
+                out[f"{name}-{i}-{k}-d"], out[f"{name}-{i}-{k}-i"] = neighbors.query(queries, k)
+        out[f"{name}-self-d"], out[f"{name}-self-i"] = neighbors.self_query(3)
+        out[f"{name}-one"] = Neighbors(data[name][:1], shard=True).query(queries[:0] if rank else queries, 1)[1]
+        messages = []
+        for bad, k in ((data[name][..., :2], 1), (data[name][:3], 1 + rank), (data[name][:3], 1000)):
+            try:
+                neighbors.query(data[name][:3] if rank == 0 and k == 1 else bad, k)
+            except ValueError as err:
+                messages.append(str(err))
+        out[f"{name}-errors"] = messages
+    np.savez(f"{sys.argv[2]}/{rank}.npz", **out)
+    dist.shutdown()
+"""
+
+
+def test_two_processes_share_the_reference(digits, tmp_path):
+    random = np.random.RandomState(0)
+    data = dict(
+        images=np.concatenate([digits[:50], digits[:50]]), images_queries=digits[10:85],
+        vectors=random.randint(-2, 3, (100, 3)) / 10, vectors_queries=random.randint(-2, 3, (75, 3)) / 10,
+    )  # fmt: skip
+    np.savez(tmp_path / "data.npz", **data)
+    (tmp_path / "script.py").write_text(SHARDED)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "script.py",
+         tmp_path / "data.npz", tmp_path], capture_output=True, text=True, cwd=ROOT, timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
+    for name in ("images", "vectors"):
+        whole, queries = Neighbors(data[name]), data[name + "_queries"]
+        for i, share in enumerate([(0, 30, 75), (0, 0, 5), (0, 5, 5), (0, 0, 0)]):
+            for k in (1, 7, 90):
+                for rank, found in enumerate(ranks):
+                    distance, index = whole.query(queries[share[rank] : share[rank + 1]], k)
+                    np.testing.assert_array_equal(found[f"{name}-{i}-{k}-d"], distance)
+                    np.testing.assert_array_equal(found[f"{name}-{i}-{k}-i"], index)
+        for found in ranks:
+            distance, index = whole.self_query(3)
+            np.testing.assert_array_equal(found[f"{name}-self-d"], distance)
+            np.testing.assert_array_equal(found[f"{name}-self-i"], index)
+            assert (found[f"{name}-one"] == 0).all()
+            assert "compare" in found[f"{name}-errors"][0]
+            assert "ask for the same number" in found[f"{name}-errors"][1]
+            assert "there are 100 reference" in found[f"{name}-errors"][2]
+
+
+# ----------------------------------------------------------------------------
+# CUDA, and wrong input.
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda():
@@ -127,9 +430,15 @@ def test_cuda():
         torch.backends.cuda.matmul.allow_tf32 = tf32
         check(images, np.concatenate([reference, images // 2 * 2]), device="cuda")
     torch.backends.cuda.matmul.allow_tf32 = False
+    check(images[:3], reference[:20], device="cuda", k=20)
+    vectors = np.random.RandomState(4).randn(4000, 100).astype(np.float32)
+    torch.set_float32_matmul_precision("high")
+    check_vectors(vectors[:300] + 1e-3, vectors, k=50, device="cuda")
+    torch.set_float32_matmul_precision("highest")
 
 
 GOOD = np.zeros((4, 3, 8, 8), dtype=np.uint8)
+VECTORS = np.ones((4, 8))
 
 
 @pytest.mark.parametrize(
@@ -146,8 +455,19 @@ GOOD = np.zeros((4, 3, 8, 8), dtype=np.uint8)
         ([[1]], GOOD, {}, "`images` must be uint8.*not list"),
         (GOOD, GOOD, dict(block=0), "block must be at least 1"),
         (GOOD, GOOD, dict(block=1 << 40), "lower `block`"),
+        (GOOD, VECTORS, {}, "The images are uint8 images, the reference float vectors"),
+        (VECTORS, GOOD, {}, "The images are float vectors, the reference uint8 images"),
+        (VECTORS[:, :3], VECTORS, {}, "The vectors are of length 3, the reference vectors of length 8"),
+        (VECTORS * np.nan, VECTORS, {}, "`images` holds numbers that are not finite"),
+        (VECTORS, VECTORS * np.inf, {}, "`reference` holds numbers that are not finite"),
+        (VECTORS[:, :0], VECTORS, {}, r"not float64 \[4, 0\]"),
     ],
 )
 def test_bad_inputs(images, reference, kwargs, message):
     with pytest.raises(ValueError, match=message):
         nearest_neighbors(images, reference, **kwargs)
+
+
+def test_self_query_needs_another_image():
+    with pytest.raises(ValueError, match="2 nearest others need at least 3 reference images"):
+        Neighbors(GOOD[:2]).self_query(2)

@@ -170,7 +170,9 @@ def _check_options(given: dict[str, object]) -> None:
 @cli.max_images_option
 @cli.uneven_option
 @click.option("--duplicates", "num_duplicates", metavar="INT", type=click.IntRange(min=1), help="Images to duplicate.")
-@click.option("--copies", metavar="INT", type=click.IntRange(min=1), help="Copies to add of each; default: 1.")
+@click.option(
+    "--copies", metavar="INT", type=click.IntRange(min=0), help="Copies to add of each; 0 only marks them; default: 1."
+)
 @click.option("--noise", metavar="FLOAT", type=Float(0, 255, min_open=True), help="Noise on copies, in 0..255.")
 @click.option("--jitter", metavar="INT", type=click.IntRange(1, 1024), help="Shift copies by up to so many pixels.")
 @click.option("--outliers", "num_outliers", metavar="INT", type=click.IntRange(min=1), help="Outliers to add.")
@@ -202,7 +204,9 @@ def main(
 
     The images of --source come first (all, or the class-balanced --max-images of them), then the copies, then
     the outliers. --duplicates images are chosen at random, and --copies copies of each are added: exact ones,
-    or near ones with --noise (standard deviation, rounded and clipped) and --jitter (shift).
+    or near ones with --noise (standard deviation, rounded and clipped) and --jitter (shift). With --copies=0 the
+    same images are marked but not copied: a reference for mem_ratio.py, in which a duplicated image has one
+    nearest neighbour and not two at the same distance.
 
     \b
     Outliers are one of
@@ -247,7 +251,7 @@ def main(
             other.labels = labels_of_their_own(base, len(other))
 
         chosen = choose(len(base), num_duplicates or 0, seed, 1, "images to duplicate")
-        additions = [duplicates(base, chosen, copies or 1, noise or 0.0, jitter or 0, seed)]
+        additions = [duplicates(base, chosen, 1 if copies is None else copies, noise or 0.0, jitter or 0, seed)]
         if other is not None:
             additions.append(outliers(other, outlier_source or source, num_outliers, seed, base.read(0)))
         elif outliers_inverted:

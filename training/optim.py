@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from dnnlib.limits import check_regular, check_unpacked
 from dnnlib.util import fetch
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
@@ -132,18 +134,19 @@ class OptimEDM(torch.nn.Module):
 
     Parameters
     ----------
-    images : uint8 [N, C, H, W]
+    images : uint8 [N, C, H, W]; with `quantized=False` floats [N, C, H, W], in the units of x
     labels : int64 [N], to restrict the sum to the images of a class; None = unconditional
     sigma_min, sigma_max : range of noise levels that a sampler may use
     ref_size : take a new random subset of so many images at each call, as the published code does
     skip : skip images that provably carry no weight
     shard : `images` are this rank's part of the training set, and all ranks make every call together
     chunk : images visited at a time; None = as many as a processor's cache holds of them as float32
+    quantized : the images are uint8; False is for data that 256 levels cannot tell apart, kept as float32
 
     Raises
     ------
     ValueError
-        If the images are none, not uint8, not square, or labels are of another length or negative.
+        If the images are none, not uint8 (or not floats), not square, or labels are of another length or negative.
     """
 
     def __init__(
@@ -156,18 +159,22 @@ class OptimEDM(torch.nn.Module):
         skip: bool = True,
         shard: bool = False,
         chunk: int | None = None,
+        quantized: bool = True,
     ):
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a memory-mapped file is read-only; nothing writes to it
             images = torch.as_tensor(images)
-        if images.ndim != 4 or images.dtype != torch.uint8 or len(images) == 0 or images.shape[2] != images.shape[3]:
+        fits = images.dtype == torch.uint8 if quantized else images.is_floating_point()
+        if images.ndim != 4 or not fits or len(images) == 0 or images.shape[2] != images.shape[3]:
             raise ValueError(
-                "The optimum needs square images, uint8 [N, C, H, W] with N > 0, not "
+                f"The optimum needs square images, {'uint8' if quantized else 'floats'} [N, C, H, W] with N > 0, not "
                 f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}."
             )
         if ref_size is not None and ref_size < 1:
             raise ValueError(f"ref_size must be at least 1, not {ref_size}.")
+        if not quantized:
+            images = ((images.to(torch.float64) + 1) * 127.5).to(torch.float32)
         self.img_channels, self.img_resolution = images.shape[1], images.shape[2]
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         chunk = chunk or min(max((1 << 21) // images[0].numel(), 512), 4096)
@@ -352,11 +359,12 @@ class OptimEDM(torch.nn.Module):
         listed = torch.zeros(batch, dtype=torch.int64, device=u.device)  # images listed per row
         found: list[tuple[Tensor, Tensor, Tensor]] = []  # (row, image, |v|^2 - 2 u.v)
         chunk = self.chunk * (16 if u.is_cuda else 1)  # a GPU wants larger products
+        exact = self.images.dtype == torch.uint8  # pixels in TF32
         for start in range(0, count, chunk):
             index = None if members is None else members[start : start + chunk]
             v = self._pixels(slice(start, start + chunk) if index is None else index, torch.float32)
             square = self.square[start : start + chunk] if index is None else self.square[index]
-            h = _project(v, terms).add_(square.to(torch.float32)[:, None])  # |v|^2 - 2 u.v, [chunk, batch]
+            h = _project(v, terms, exact).add_(square.to(torch.float32)[:, None])  # |v|^2 - 2 u.v, [chunk, batch]
             lowest, where = h.min(0)
             lowest = lowest.to(torch.float64)
 
@@ -399,7 +407,7 @@ class OptimEDM(torch.nn.Module):
             e.exp_()
             sums.total[active] += e.sum(0, dtype=torch.float64)
             sums.moment[active] += relative.mul_(e).sum(0, dtype=torch.float64)
-            mean[active] += _combine(v, _split(e))
+            mean[active] += _combine(v, _split(e), exact)
 
         # Logits so far lack |u|^2.
         sums.top += u.square().sum(1) * scale
@@ -547,29 +555,29 @@ def split_tf32(a: Tensor) -> list[Tensor]:
     return [*terms, a]
 
 
-def _project(v: Tensor, terms: list[Tensor]) -> Tensor:
-    """v [chunk, dim] @ sum(terms) [batch, dim]^T: float32 [chunk, batch]; pixels v are exact in TF32."""
+def _project(v: Tensor, terms: list[Tensor], exact: bool) -> Tensor:
+    """v [chunk, dim] @ sum(terms) [batch, dim]^T: float32 [chunk, batch]; uint8 pixels v are exact in TF32."""
     if v.is_cuda:
-        with _tf32():
+        with _tf32(exact):
             return sum(v @ term.t() for term in reversed(terms))  # small terms first
     # A convolution with 1x1 kernels is the same product; on CPUs oneDNN computes it up to twice as fast as BLAS.
     image = v.reshape(1, len(v), 1, -1).permute(0, 3, 1, 2)  # [1, dim, chunk, 1], channels last
     return conv2d(image, terms[0][:, :, None, None]).permute(0, 2, 3, 1).reshape(len(v), -1)
 
 
-def _combine(v: Tensor, terms: list[Tensor]) -> Tensor:
+def _combine(v: Tensor, terms: list[Tensor], exact: bool) -> Tensor:
     """sum(terms) [chunk, batch]^T @ v [chunk, dim]: float32 [batch, dim]."""
     if v.is_cuda:
-        with _tf32():
+        with _tf32(exact):
             return sum(term.t() @ v for term in reversed(terms))
     return conv2d(v.reshape(1, len(v), 1, -1), terms[0].t()[:, :, None, None]).reshape(terms[0].shape[1], -1)
 
 
 @contextlib.contextmanager
-def _tf32() -> Iterator[None]:
-    """Let float32 products use TF32 tensor cores; accumulation stays float32."""
+def _tf32(use: bool) -> Iterator[None]:
+    """Let float32 products use TF32 tensor cores, or not; accumulation stays float32."""
     allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = use
     try:
         yield
     finally:
@@ -603,7 +611,7 @@ def load_optimum(
     """
     path = Path(fetch(path_or_url))
     if path.suffix.lower() == ".npz":
-        images, labels = _read_npz(path)
+        images, labels = read_npz(path)
         part = _share(len(images), shard, path)
         images, labels = images[part], labels[part] if labels is not None else None
     else:
@@ -611,12 +619,12 @@ def load_optimum(
         part = _share(len(dataset), shard, path)
         labels = dataset.labels()[part] if cond else None
         if mmap:
-            images = decoded_images(path)[part]
+            images = decoded_images(path, [len(dataset), *dataset.image_shape])[part]
         elif shard:
             images = np.stack([dataset[i][0] for i in range(len(dataset))[part]])
         else:
             images = dataset.images()
-    if cond and (labels is None or labels.ndim != 1):
+    if cond and (labels is None or labels.ndim != 1 or labels.dtype.kind == "f" or labels.min() < 0):
         raise ValueError(f'"{path}" holds no integer class labels; leave out --cond=1 or label the dataset.')
     net = OptimEDM(images, labels if cond else None, shard=shard, **kwargs).to(device)
     device = torch.device(device)
@@ -637,15 +645,30 @@ def _share(size: int, shard: bool, path: Path) -> slice:
     return slice(edges[dist.get_rank()], edges[dist.get_rank() + 1])
 
 
-def _read_npz(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
+def read_npz(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read `images` and `labels` of a .npz, None where it has no labels; nothing in the file is executed.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read, has no `images`, or labels that are no numbers.
+    """
+    check_regular(path)
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_unpacked(sum(info.file_size for info in archive.infolist()), os.path.getsize(path))
         with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in ("images", "labels") if name in data}
+            arrays = {name: np.asarray(data[name]) for name in ("images", "labels") if name in data}
     except Exception as err:  # zipfile, zlib and numpy each have their own
-        raise ValueError(f'"{path}" cannot be read as .npz: {err}') from err
+        raise ValueError(f'"{path}" cannot be read as .npz: {err}.') from err
     if "images" not in arrays:
         raise ValueError(f'"{path}" holds no array named "images"; save it with np.savez(FILE, images=...).')
-    labels = arrays.get("labels")
+    images, labels = arrays["images"], arrays.get("labels")
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size or images.shape[2] != images.shape[3]:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f'"images" in "{path}" must be square images, uint8 [N, C, H, W] with N > 0, not {found}.')
     if labels is not None and labels.dtype.kind not in "iuf":
         raise ValueError(f'"labels" in "{path}" are {labels.dtype}, not numbers.')
-    return arrays["images"], labels
+    if labels is not None and (labels.ndim == 0 or len(labels) != len(images)):
+        raise ValueError(f'"{path}" holds labels {list(labels.shape)} for {len(images)} images.')
+    return images, labels

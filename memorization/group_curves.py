@@ -1,0 +1,166 @@
+"""Memorization by group of training images over the training of a run: who is memorized first, who last?"""
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dnnlib.util import atomic_write
+from memorization.emm import LOG, run_point
+from memorization.plots import check_format, save_figure
+from memorization.ratio import wilson_interval
+from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
+
+_COLORS = {"inlier": "#0072B2", "duplicate": "#007A5A", "outlier": "#D55E00"}
+_OTHER = ("#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300")
+COLUMNS = (
+    "group", "kimg", "epochs", "share", "share_low", "share_high", "ratio", "num_memorized", "num_nearest",
+    "num_training", "num_replayed", "num_samples",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GroupPoint:
+    """One group at one snapshot."""
+
+    kimg: float
+    epochs: float
+    num_memorized: int  # generated images that copy a training image of the group
+    num_nearest: int  # generated images whose nearest training image is in the group
+    num_replayed: int  # training images of the group that were copied
+    num_training: int  # training images of the group
+    num_samples: int  # generated images
+    total: int  # training images of all groups
+
+    @property
+    def share(self) -> float:
+        """Copies per training image of the group, over generated images per training image of all groups.
+
+        It compares groups of different size: 1 for all groups when every generated image is a copy and every
+        training image is copied equally often, 2 for a group that is copied twice as often as that.
+        """
+        return self._scale(self.num_memorized / self.num_samples)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the share: Wilson's of num_memorized / num_samples."""
+        low, high = wilson_interval(self.num_memorized, self.num_samples)
+        return self._scale(low), self._scale(high)
+
+    @property
+    def ratio(self) -> float:
+        """Memorized images among those nearest to the group; NaN if there are none."""
+        return self.num_memorized / self.num_nearest if self.num_nearest else float("nan")
+
+    def _scale(self, fraction: float) -> float:
+        return fraction * self.total / self.num_training
+
+
+def read_group_curves(run: str | os.PathLike) -> dict[str, list[GroupPoint]]:
+    """Read the groups of a measured run: name -> points in the order of training.
+
+    Of several ways in which the snapshots were measured (seeds, reference, ...) the one with the most snapshots
+    counts, of equal ones the last.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    ValueError
+        If the run was not measured, or against a reference without groups.
+    """
+    run = Path(run)
+    size = run_point(run).size
+    path = jsonl_path(run / LOG)
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for record in read_trajectory(path, report=lambda _: None):
+        if record.get("groups") and record.get("kimg") is not None and not record.get("optimum"):
+            key = repr([record.get(name) for name in SETTINGS if name != "snapshot"])
+            ways.setdefault(key, []).append(record)
+    if not ways:
+        raise ValueError(
+            f'"{path}" has no groups; make the set with dataset_utils/dataset_inject.py and measure the run with it.'
+        )
+    records = max(reversed(ways.values()), key=len)
+    curves: dict[str, list[GroupPoint]] = {}
+    try:
+        for record in sorted(records, key=lambda r: r["kimg"]):
+            total = sum(row["num_training"] for row in record["groups"].values())
+            for name, row in record["groups"].items():
+                counts = {key: row[key] for key in ("num_memorized", "num_nearest", "num_replayed", "num_training")}
+                epochs = 1000 * record["kimg"] / size
+                point = GroupPoint(record["kimg"], epochs, **counts, num_samples=record["num_samples"], total=total)
+                _ = point.interval  # refuses counts that are none
+                curves.setdefault(name, []).append(point)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
+        raise ValueError(f'"{path}" has groups without their counts; measure the run again.') from None
+    return curves
+
+
+def half_epoch(points: Sequence[GroupPoint]) -> float | None:
+    """The epochs at which the share first reaches half of its highest value, linear between snapshots.
+
+    None if nothing of the group is ever memorized.
+    """
+    share = np.array([p.share for p in points])
+    epochs = np.array([p.epochs for p in points])
+    if not share.max() > 0:
+        return None
+    half = share.max() / 2
+    i = int(np.argmax(share >= half))
+    if i == 0:
+        return float(epochs[0])
+    t = (half - share[i - 1]) / (share[i] - share[i - 1])
+    return float(epochs[i - 1] + t * (epochs[i] - epochs[i - 1]))
+
+
+def write_group_curves(curves: dict[str, list[GroupPoint]], path: str | os.PathLike) -> None:
+    """Write a CSV with a row per group and snapshot; see `GroupPoint`."""
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for name, points in curves.items():
+            for p in points:
+                values = (p.num_memorized, p.num_nearest, p.num_training, p.num_replayed, p.num_samples)
+                writer.writerow([name, p.kimg, p.epochs, p.share, *p.interval, p.ratio, *values])
+
+
+def group_figure(curves: dict[str, list[GroupPoint]], path: str | os.PathLike, *, title: str | None = None) -> None:
+    """Draw the share of each group over the epochs, with 95 % bands, and the fraction of its images that are copied.
+
+    Raises
+    ------
+    ValueError
+        If there are no groups, or the suffix of `path` is no format that can be drawn.
+    """
+    if not curves:
+        raise ValueError("There are no groups to draw.")
+    check_format(path)
+    fig = Figure(figsize=(9.0, 3.6), dpi=200, layout="constrained")
+    left, right = fig.subplots(1, 2)
+    others = iter(_OTHER * len(curves))
+    for name, points in curves.items():
+        color = _COLORS.get(name) or next(others)
+        epochs = [p.epochs for p in points]
+        label = f"{name} ({points[-1].num_training})"
+        left.plot(epochs, [p.share for p in points], "o-", color=color, markersize=3, label=label)
+        left.fill_between(epochs, *zip(*(p.interval for p in points)), color=color, alpha=0.15, linewidth=0)
+        copied = [100 * p.num_replayed / p.num_training for p in points]
+        right.plot(epochs, copied, "o-", color=color, markersize=3, label=label)
+    left.set_ylabel("copies per training image,\nrelative to the mean at 100 %")
+    right.set_ylabel("training images copied\nat least once (%)")
+    for ax in (left, right):
+        ax.set_xlabel("training epochs")
+        ax.set_ylim(bottom=0)
+        ax.grid(color="0.92", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize=9, title="group (training images)", title_fontsize=9)
+    if title:
+        fig.suptitle(title, fontsize=11)
+    save_figure(fig, path)

@@ -1,0 +1,70 @@
+"""The files of a two-moons study: a table over epochs, what happened to each training point, and the summary."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnnlib.util import atomic_write
+from toy.data import GROUPS
+from toy.study import Result, share
+
+_COLUMNS = (
+    "repeat", "seed", "epoch", "group", "training_points", "points", "generated", "nearest", "memorized", "fraction",
+    "per_point", "chance_per_point", "optimum_per_point", "share", "chance_share", "optimum_share", "distance", "loss",
+)  # fmt: skip
+
+
+def write_table(result: Result, path: Path) -> None:
+    """One row per repeat, epoch and group.
+
+    training_points counts copies each and points counts them once; fraction is of all generated points, per_point of
+    `points`, share of `nearest`, the points generated nearest to the group; distance and loss are of the repeat, and
+    the same in each group's row.
+    """
+    per_point, chance = result.per_point(result.memorized), result.per_point(result.chance)
+    optimum = result.per_point(result.optimum)
+    shares, chance_share = share(result.memorized, result.nearest), share(result.chance, result.chance_nearest)
+    optimum_share = share(result.optimum, result.optimum_nearest)
+    with atomic_write(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for r, data in enumerate(result.data):
+            sizes, originals = data.sizes(), data.originals()
+            for (e, epoch), (g, name) in ((e, g) for e in enumerate(result.epochs) for g in enumerate(GROUPS)):
+                count = result.memorized[r, e, g]
+                numbers = (
+                    count / result.generated, per_point[r, e, g], chance[r, g], optimum[r, g],
+                    shares[r, e, g], chance_share[r, g], optimum_share[r, g],
+                )  # fmt: skip
+                writer.writerow([
+                    r, result.settings.seed + r, epoch, name, sizes[g], originals[g], result.generated,
+                    result.nearest[r, e, g], count, *(_number(n) for n in numbers), _number(result.distance[r, e]),
+                    _number(result.loss[r, e]),
+                ])  # fmt: skip
+
+
+def write_points(result: Result, path: Path) -> None:
+    """Training points [R, N, 2] with groups [R, N], origins [R, N] and first memorized epochs [R, N] (0: never)."""
+    with atomic_write(path) as file:
+        np.savez_compressed(
+            file,
+            points=np.stack([data.train for data in result.data]),
+            group_names=np.array(GROUPS),
+            group=np.stack([data.group for data in result.data]),
+            origin=np.stack([data.origin for data in result.data]),
+            first_epoch=result.first,
+            epochs=result.epochs,
+        )
+
+
+def write_summary(summary: dict[str, Any], path: Path) -> None:
+    """The answers of `toy.analysis.summarize` as JSON."""
+    with atomic_write(path, "w") as file:
+        json.dump(summary, file, indent=2)
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6g}"

@@ -25,24 +25,21 @@ _BLOCK = 250  # replications at a time
     show_default=True,
 )  # fmt: skip
 @click.option(
-    "--batch", help="Images per batch, for looks after rounds", metavar="INT", type=click.IntRange(min=1), default=64,
-    show_default=True,
-)  # fmt: skip
-@click.option(
     "--prior-samples", help="Concentration of the mixture at the bar", metavar="FLOAT", type=Float(min=0.1, max=1e4),
     default=PRIOR_SAMPLES, show_default=True,
 )  # fmt: skip
 @report_errors
-def main(bar: float, confidence: float, cap: int, replications: int, batch: int, prior_samples: float) -> None:
+def main(bar: float, confidence: float, cap: int, replications: int, prior_samples: float) -> None:
     """Print, for each true probability p: how often the test says "above" and "below" within the cap when it is
-    looked at after every sample, and when it is looked at after each round of --batch images or more; how many
-    samples it takes; and how often stopping at the first round whose Wilson interval excludes the bar is wrong.
+    looked at after every sample, and when it is looked at after the rounds of mem_ratio.py (64, 80, 100, 125, ...
+    images); how many samples it takes; and how often stopping at the first round whose Wilson interval excludes the
+    bar is wrong.
     """
     n = np.arange(1, cap + 1)
     above, below = decision_bounds(n, bar, confidence, prior_samples)
-    looks = np.cumsum(rounds(cap, first=batch, multiple=batch))
+    looks = np.cumsum(rounds(cap))
     wilson_above, wilson_below = wilson_bounds(looks, bar, confidence)
-    click.echo(f"bar {bar}, confidence {confidence}, cap {cap}, {replications} replications, batch {batch}\n")
+    click.echo(f"bar {bar}, confidence {confidence}, cap {cap}, {replications} replications\n")
     click.echo(
         "| p | above % | below % | open % | samples | rounds: above % | below % | samples | saving | Wilson: false % |"
     )

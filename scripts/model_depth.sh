@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Model depth (published Figure 3): residual blocks per resolution.
+# Usage: SCALE=small scripts/model_depth.sh; the variables are explained in scripts/study.sh.
+source "$(dirname "$0")/study.sh"
+case $SCALE in
+paper) SIZES=${SIZES:-"500 1000 2000 3000 4000 5000"} DEPTHS=${DEPTHS:-"2 4 6 8 10 12"} ;;
+small) SIZES=${SIZES:-"20 40 80"} DEPTHS=${DEPTHS:-"1 2 3"} ;;
+esac
+
+for depth in $DEPTHS; do
+    for size in $SIZES; do
+        balanced "$size"
+        study "$depth" "$size" "$data" --num-blocks="$depth"
+    done
+done
+TITLE="Model depth (blocks per resolution)"
+finish num_blocks

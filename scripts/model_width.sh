@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Model width (published Figure 3): number of channels.
+# Usage: SCALE=small scripts/model_width.sh; the variables are explained in scripts/study.sh.
+source "$(dirname "$0")/study.sh"
+case $SCALE in
+paper) SIZES=${SIZES:-"500 1000 2000 3000 4000 5000"} WIDTHS=${WIDTHS:-"128 192 256 320"} ;;
+small) SIZES=${SIZES:-"20 40 80"} WIDTHS=${WIDTHS:-"8 16 32"} ;;
+esac
+
+for width in $WIDTHS; do
+    for size in $SIZES; do
+        balanced "$size"
+        study "$width" "$size" "$data" --num-channels="$width"
+    done
+done
+TITLE="Model width (channels)"
+finish num_channels

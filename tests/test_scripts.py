@@ -1,0 +1,126 @@
+"""The factor scripts: each goes through all its steps in a tiny setting, and plans what was published."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*_*.sh"))
+
+# One small size and few values of each factor.
+TINY = {
+    "cond_labels": {"LABELS": "none true random-2 unique"},
+    "cond_unique_50k": {},
+    "data_classes": {"CLASSES": "2 5"},
+    "data_dimension": {"SOURCE": "digits", "RESOLUTIONS": "8 4"},
+    "data_intra_diversity": {"ALPHAS": "0 0.5", "MIX": "digits"},
+    "data_size": {"SIZES": "10 12"},
+    "model_depth": {"DEPTHS": "1 2"},
+    "model_embedding": {},
+    "model_skip_position": {"SKIPS": "100000 000001", "NETWORK": "ncsnpp"},
+    "model_skip_resolution": {"SKIPS": "111111 110000"},
+    "model_width": {"WIDTHS": "8 12", "SEEDS": "1 2"},
+    "train_batch": {"BATCHES": "8 16"},
+    "train_ema": {"RATIOS": "0.99 0"},
+    "train_weight_decay": {"DECAYS": "0 1e-2"},
+}
+LINES = {"cond_labels": 4, "data_size": 1}  # of the figure; the others have two
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """A command that is called like python and starts quickly."""
+    address = str(tmp_path_factory.mktemp("p") / "s")
+    server = subprocess.Popen([sys.executable, str(ROOT / "tests/fork_python.py"), address])
+    while not os.path.exists(address):
+        assert server.poll() is None, "it did not start"
+        time.sleep(0.05)
+    yield address + "-python"
+    server.kill()
+    server.wait()
+
+
+def shell(script, env, code=0):
+    done = subprocess.run(
+        ["bash", f"scripts/{script}.sh"], cwd=ROOT, env=os.environ | env, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_every_script_has_a_tiny_setting_and_a_line_in_the_table():
+    assert sorted(TINY) == SCRIPTS
+    table = (ROOT / "scripts/README.md").read_text()
+    for script in SCRIPTS:
+        assert len(re.findall(rf"^\| `{script}.sh` \|.*\|$", table, flags=re.M)) == 1, script
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_factor_in_a_tiny_setting(script, python, tmp_path):
+    env = {
+        "SCALE": "small", "SIZES": "10", "SEEDS": "1", "DURATION": "0.05", "SAMPLES": "8", "JOBS": "1",
+        "PYTHON": python, "OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--num-channels=8",
+    } | TINY[script]  # fmt: skip
+    if script == "model_width":
+        env["TRAIN"] = ""
+    text = shell(script, env)
+
+    runs = [p.parent for p in (tmp_path / "out/runs").glob("*/*/training_options.json")]
+    assert text.count(": training (log:") == len(runs) >= 2
+    for run in runs:
+        assert json.loads((run / "run-state.json").read_text())["state"] == "complete"
+        assert json.loads((run / "mem_traj.jsonl").read_text().splitlines()[-1])["num_samples"] == 8
+    (table,) = (tmp_path / "out").glob("*.csv") if script != "cond_unique_50k" else [tmp_path / f"out/{script}.csv"]
+    assert table.with_suffix(".png").is_file()
+    with open(table) as file:
+        rows = list(csv.DictReader(file))
+    key = next(iter(rows[0]))
+    assert len({row[key] for row in rows} if script != "data_size" else {1}) == LINES.get(script, 2)
+    assert sum(int(row["runs"]) for row in rows) == len(runs)
+
+    # What is done is not done again.
+    if script == "model_width":
+        again = shell(script, env)
+        assert "training (log" not in again and again.count("R_mem") >= len(runs)
+
+
+def test_an_interrupted_run_continues(python, tmp_path):
+    env = {"SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "PYTHON": python, "JOBS": "1"}
+    env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--tick=1 --dump=1"}
+    run = tmp_path / "out/runs/8/10-seed1"
+    shell("model_width", env | {"DURATION": "8"})
+    first = sorted(run.glob("training-state-*.pt"))[0]
+    for path in [*run.glob("*.pt"), run / "mem_traj.jsonl", *run.glob("network-snapshot-*")]:
+        if path != first:
+            path.unlink()
+    (run / "run-state.json").write_text('{"state": "stopped", "kimg": 1}')
+    shell("model_width", env | {"DURATION": "8"})
+    assert f"--resume={first}" in (run / "out.txt").read_text() or first.name in (run / "log.txt").read_text()
+    assert json.loads((run / "run-state.json").read_text())["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("script", "runs", "images"),
+    [
+        ("model_width", 24, 2480),  # 4 widths, 6 sizes, 40,000 epochs each
+        ("train_batch", 21, 1680),
+        ("train_ema", 27, 2160),
+        ("model_skip_position", 9, 360),
+        ("model_skip_resolution", 22, 880),
+        ("cond_unique_50k", 2, 1200),  # 12,000 epochs
+    ],
+)
+def test_plan_at_paper_scale(script, runs, images):
+    assert f"(paper): {runs} runs, {images} million training images." in shell(script, {"PLAN": "1"})
+
+
+def test_wrong_values_are_refused():
+    assert "choose small or paper" in shell("model_width", {"SCALE": "large"}, code=2)
+    assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)
+    assert "choose none, true" in shell("cond_labels", {"LABELS": "false", "PLAN": "1"}, code=2)

@@ -1,5 +1,6 @@
 """What varies with |D|: the memorization ratio of runs and EMM; the noise level at which the optimum collapses."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ from tqdm import tqdm
 from dnnlib import EasyDict
 from dnnlib.cli import Float, report_errors
 from dnnlib.locks import file_lock
-from dnnlib.util import check_folder
+from dnnlib.util import check_file, check_folder
 from memorization.collapse import posterior_curves
 from memorization.curve_files import write_curve_csv, write_curve_json, write_trajectory_csv
 from memorization.curve_plots import curve_figure, trajectory_figure
 from memorization.curves import REPLICATES, Line, curve_lines, trajectories
 from memorization.emm import RunPoint, find_runs, run_point
-from memorization.executors import Executor, LocalExecutor, SubmititExecutor
+from memorization.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
 from memorization.plots import check_format, collapse_curve
 from memorization.report import only_factor, write_report
 from memorization.search import LOCK, PLAN, Plan, Range, Search, Study, choose_subset, describe_result
@@ -75,6 +76,9 @@ def curve(runs: tuple[str, ...], by: str | None, out: str, level: float, title: 
     python emm.py curve training-runs --by=num_channels --out=figures/width.png
     """  # noqa: D301
     check_format(out)
+    table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
+    for path in (table, record):
+        check_file(path)
     measured, left_out = read_runs(runs)
     lines, notes = curve_lines(measured, by, level=level)
     for line in lines:
@@ -85,7 +89,6 @@ def curve(runs: tuple[str, ...], by: str | None, out: str, level: float, title: 
         click.echo(f"Note: {note}.", err=True)
 
     print_curves(lines, by)
-    table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
     curve_figure(lines, out, by=by, title=title)
     write_curve_csv(lines, table)
     write_curve_json(
@@ -121,6 +124,8 @@ def trajectory(runs: tuple[str, ...], by: str | None, per_run: bool, out: str, l
     python emm.py trajectory training-runs --by=cond --out=figures/labels.png
     """  # noqa: D301
     check_format(out)
+    table = Path(out).with_suffix(".csv")
+    check_file(table)
     if not 0 < level <= 1:
         raise ValueError(f"The level of EMM must lie between 0 and 1, not {level}; 0.9 is usual.")
     measured, _ = read_runs(runs)
@@ -138,7 +143,6 @@ def trajectory(runs: tuple[str, ...], by: str | None, per_run: bool, out: str, l
             f"{line.name:<{width}} {len(line.runs):>4} {line.epochs[-1]:>10.0f} {100 * line.ratio[-1]:>19.2f} "
             f"{100 * line.ratio[best]:>8.2f}  {line.epochs[best]:.0f}"
         )
-    table = Path(out).with_suffix(".csv")
     trajectory_figure(lines, out, level=level, title=title)
     write_trajectory_csv(lines, table)
     click.echo(f"Figure: {out}\nTable:  {table}")
@@ -196,9 +200,7 @@ def report(folder: str, out: str | None, by: str | None, level: float, title: st
     python emm.py report training-runs --by=num_channels --title="Width, CIFAR-10"
     """  # noqa: D301
     path = Path(out) if out is not None else Path(folder) / "report.html"
-    if path.is_dir():
-        raise ValueError(f'--out: "{path}" is a folder; name a file.')
-    check_folder(path.parent)
+    check_file(path, "--out")
     study = read_study(folder)
     for name, reason in study.left_out.items():
         click.echo(f"Left out: {name} ({reason}).", err=True)
@@ -222,7 +224,7 @@ def report(folder: str, out: str | None, by: str | None, level: float, title: st
     "--tolerance",
     help="EMM is found when it lies between two sizes with this quotient",
     metavar="FLOAT",
-    type=Float(min=1, min_open=True),
+    type=Float(min=1.001),
     default=1.1,
     show_default=True,
 )
@@ -333,13 +335,15 @@ def search(**kwargs: Any) -> None:
         print_plan(Search(study, where, Plan(study.outdir / PLAN, study.settings()), executor=None), opts)
         click.echo("Nothing is trained: --dry-run.")
         return
+    parameters = slurm_parameters(opts)
     check_folder(study.outdir)
     with file_lock(study.outdir / LOCK, wait=False) as mine:
         if not mine:
             raise ValueError(f'Another search is at work in "{study.outdir}"; wait for it or stop it.')
         plan = Plan(study.outdir / PLAN, study.settings())
         with SearchBar() as bar:
-            work = Search(study, where, plan, search_executor(opts, study), report=bar.write, progress=bar.show)
+            executor = search_executor(opts, study, parameters)
+            work = Search(study, where, plan, executor, report=bar.write, progress=bar.show)
             print_plan(work, opts)
             bar.start(work)
             try:
@@ -365,7 +369,18 @@ def read_runs(paths: Sequence[str]) -> tuple[list[RunPoint], dict[str, str]]:
         click.echo(f"Left out: {folder} ({reason}).", err=True)
     if not found:
         raise click.ClickException("No measured run found; train with train.py and measure with mem_ratio.py.")
-    return [run_point(run) for run in found], {str(folder): reason for folder, reason in left_out.items()}
+    points = []
+    for run in found:
+        try:
+            points.append(run_point(run))
+        except (ValueError, OSError) as err:
+            if len(found) == 1:
+                raise
+            left_out[run] = str(err)
+            click.echo(f"Left out: {run} ({err})", err=True)
+    if not points:
+        raise click.ClickException("None of the measured runs can be read.")
+    return points, {str(folder): reason for folder, reason in left_out.items()}
 
 
 def warn_about(differing: Sequence[str], line: str) -> None:
@@ -410,7 +425,7 @@ def search_study(opts: EasyDict) -> Study:
     passed_on(mem_ratio.main, [], measure, own, "--measure")
     subset, largest = choose_subset(opts.source, opts.subset or "auto")
     return Study(
-        outdir=Path(opts.outdir).resolve(), source=opts.source, subset=subset, largest=largest,
+        outdir=Path(os.path.realpath(opts.outdir)), source=opts.source, subset=subset, largest=largest,
         train_options=opts.train_options, duration=training["duration"], seed=training["seed"] or 0,
         runs_per_size=opts.seeds_per_size, measure_options=measure, seeds=format_int_list(opts.seeds),
         level=opts.level, confidence=opts.confidence, nproc=opts.nproc, device=opts.device,
@@ -437,9 +452,14 @@ def passed_on(
     return options
 
 
-def search_executor(opts: EasyDict, study: Study) -> Executor:
+def search_executor(opts: EasyDict, study: Study, parameters: dict[str, Any]) -> Executor:
     if opts.executor == "local":
-        return LocalExecutor()
+        return LocalExecutor(visible_gpus() if opts.device in ("auto", "cuda") else (), opts.nproc)
+    return SubmititExecutor(study.outdir / "jobs" / "submitit", opts.executor.removeprefix("submitit-"), parameters)
+
+
+def slurm_parameters(opts: EasyDict) -> dict[str, Any]:
+    """What submitit is told of the options."""
     parameters = dict(name="emm-search", timeout_min=opts.minutes, slurm_partition=opts.partition)
     parameters["gpus_per_node"] = opts.gpus if opts.gpus is not None else opts.nproc * (opts.device != "cpu")
     for text in opts.slurm:
@@ -447,7 +467,7 @@ def search_executor(opts: EasyDict, study: Study) -> Executor:
         if not key or not equals:
             raise click.UsageError(f'--slurm: "{text}" is not KEY=VALUE.')
         parameters[f"slurm_{key}"] = int(value) if value.isdigit() else value
-    return SubmititExecutor(study.outdir / "jobs" / "submitit", opts.executor.removeprefix("submitit-"), parameters)
+    return parameters
 
 
 def print_plan(work: Search, opts: EasyDict) -> None:

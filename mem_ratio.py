@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from dnnlib.cli import Float, report_errors
-from dnnlib.util import check_folder
+from dnnlib.util import check_file, check_folder
 from memorization.criteria import CRITERIA, THRESHOLD
 from memorization.evaluation import Evaluator
 from memorization.feature_space import FeatureSpace
@@ -166,13 +167,12 @@ def main(
     try:
         # Refuse what can be refused before anything slow.
         log_path = Path(log) if log is not None else Path(expdir) / "mem_traj.log"
-        if log_path.is_dir():
-            raise ValueError(f'--log: "{log_path}" is a folder; name a file.')
+        check_file(log_path, "--log")
         figures = [path for path in (grid, hist) if path is not None]
-        for folder in [log_path.parent, save_images, *(Path(path).parent for path in figures)]:
-            if folder is not None:
-                check_folder(folder)
+        for folder in [log_path.parent / "knn-dist", *([save_images] if save_images is not None else [])]:
+            check_folder(folder)
         jsonl = jsonl_path(log_path)
+        check_file(jsonl)
         for path in figures:
             check_format(path)
 
@@ -259,6 +259,11 @@ def check_options(
         raise click.UsageError("--until-above needs --adaptive, the ratio to be above.")
     if watch and expdir is None:
         raise click.UsageError("--watch needs --expdir, the folder that a run writes into.")
+    needed = {"confidence": ("bar", "--adaptive"), "poll": ("watch", "--watch")}
+    context = click.get_current_context()
+    for name, (other, flag) in needed.items():
+        if context.get_parameter_source(name) != ParameterSource.DEFAULT and not context.params[other]:
+            raise click.UsageError(f"--{name} belongs to {flag}, which is not given.")
 
 
 def first_above(subjects: Iterable[Subject], evaluator: Evaluator) -> Iterator[Subject]:

@@ -6,6 +6,7 @@ from typing import Any
 
 # Recorded, but a consequence of other options and of the dataset.
 _DERIVED = {"total_kimg", "total_nimg", "ema_halflife_nimg", "lr_rampup_nimg", "ema_rampup_ratio", "loss", "versions"}
+_DERIVED |= {"dataset_sha256", "labels_sha256"}
 _DERIVED_DATA = {"resolution", "max_size", "use_labels"}
 _DERIVED_NETWORK = {
     "class_name", "model_type", "embedding_type", "decoder_type", "encoder_type", "channel_mult_noise",
@@ -52,6 +53,7 @@ def train_command(
         named |= {"stop-at-mem": left.pop("stop_at_mem", None), "stop-patience": left.pop("stop_patience", None)}
         named |= {"tick": left.pop("kimg_per_tick"), "snap": left.pop("snapshot_ticks")}
         named |= {"dump": left.pop("state_dump_ticks"), "seed": left.pop("seed")}
+        named |= {"keep-states": left.pop("keep_states", None), "max-nan-ticks": left.pop("max_nan_ticks", None)}
         named |= {"transfer": left.pop("transfer"), "resume": left.pop("resume")}
         # Options that train.py refuses where they would have no effect.
         embed, ema, final_ema = left.pop("embed"), left.pop("ema"), left.pop("final_ema")
@@ -59,6 +61,7 @@ def train_command(
         named |= {"ema": ema if named["ema_mode"] != "mode3" else None}
         named |= {"final-ema": final_ema if named["ema_mode"] == "mode4" else None}
         flags = ["--tensorboard"] if left.pop("tensorboard", False) else []
+        flags += ["--deterministic"] if left.pop("deterministic", False) else []
         processes = int(left.pop("num_processes"))
         words = _script("train.py", processes) + [f"--outdir={outdir}", "--nosubdir"] + _flags(named) + flags
     except (KeyError, TypeError, ValueError, AttributeError) as err:

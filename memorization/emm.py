@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from dnnlib.limits import parse_json
 from memorization.ratio import wilson_interval
 from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
+from training.run_state import read_run_state
 
 OPTIONS, LOG = "training_options.json", "mem_traj.log"
 _FIXED = (
@@ -24,6 +26,7 @@ _FIXED = (
     "ema_mode",
     "final_ema",
     "optimizer_kwargs",
+    "stop_at_mem",
 )
 _FIXED_DATA = ("resolution", "use_labels", "xflip")
 
@@ -131,11 +134,12 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path
 def run_point(run: str | os.PathLike) -> RunPoint:
     """Read |D|, the epochs and the highest ratio over the snapshots of one measured run.
 
-    |D| is `dataset_kwargs.max_size` of `training_options.json`, the epochs are `total_nimg` / |D|.
-    Where the run was measured with several settings (seeds, class, sampler, reference), those with the
-    most images per snapshot count, of equal ones the last; of equal ratios the earlier snapshot. Adaptive
-    measurements (with fewer seeds where the verdict was clear) stand in for snapshots that have no other, or
-    only one of fewer images.
+    |D| is `dataset_kwargs.max_size` of `training_options.json`, the epochs are `total_nimg` / |D|, or those of
+    `run-state.json` where the run ended earlier. Where it was measured with several settings (seeds, class,
+    sampler, reference), one counts: all classes before a single one, a reference of |D| images before another,
+    then the one with the most images over all snapshots, then the most snapshots, of equal ones the last; of
+    equal ratios the earlier snapshot. Adaptive measurements (with fewer seeds where the verdict was clear) stand
+    in for snapshots that have no other, or only one of fewer images.
 
     Raises
     ------
@@ -146,27 +150,29 @@ def run_point(run: str | os.PathLike) -> RunPoint:
     """
     run = Path(run)
     try:
-        options = json.loads((run / OPTIONS).read_text(encoding="utf-8"))
+        options = parse_json((run / OPTIONS).read_bytes())
         size, total_nimg = options["dataset_kwargs"]["max_size"], options["total_nimg"]
-        if size is None or size < 1:
+        if type(size) is not int or size < 1 or not math.isfinite(total_nimg):
             raise ValueError
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise ValueError(
             f'"{run / OPTIONS}" does not say dataset_kwargs.max_size (|D|) and total_nimg; '
             "name folders that train.py has written."
         ) from None
+    if not isinstance(options.get("network_kwargs", {}), dict):
+        raise ValueError(f'"{run / OPTIONS}" holds network_kwargs that are no JSON object.')
 
     path = jsonl_path(run / LOG)
     try:
         records = [r for r in read_trajectory(path, report=lambda _: None) if not r.get("optimum")]
         if not records:
             raise ValueError(f'"{path}" holds no measurement; run mem_ratio.py on "{run}".')
-        records = sorted(_records_that_count(records), key=lambda r: r["kimg"])
+        records = sorted(_records_that_count(records, size), key=lambda r: r["kimg"])
         best = max(records, key=lambda r: r["num_memorized"] / r["num_samples"])
         return RunPoint(
             run=run,
-            size=int(size),
-            epochs=total_nimg / size,
+            size=size,
+            epochs=_trained_nimg(run, total_nimg) / size,
             kimg=best["kimg"],
             num_memorized=best["num_memorized"],
             num_samples=best["num_samples"],
@@ -181,7 +187,18 @@ def run_point(run: str | os.PathLike) -> RunPoint:
         raise ValueError(f'"{path}" lacks kimg, num_memorized or num_samples; measure the run again.') from None
 
 
-def _records_that_count(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _trained_nimg(run: Path, total_nimg: float) -> float:
+    """Training images seen, which are fewer than planned where the run was ended at a ratio."""
+    try:
+        state = read_run_state(run)
+    except (OSError, ValueError):
+        state = None
+    if state is None or state["state"] != "complete" or not 0 < state["kimg"] < total_nimg / 1000:
+        return total_nimg
+    return 1000 * state["kimg"]
+
+
+def _records_that_count(records: Iterable[dict[str, Any]], size: int) -> list[dict[str, Any]]:
     """One record per snapshot, all with the same settings; see `run_point`."""
     groups: dict[bool, dict[str, list[dict[str, Any]]]] = {False: {}, True: {}}  # adaptive or not, by settings
     for record in records:
@@ -189,8 +206,17 @@ def _records_that_count(records: Iterable[dict[str, Any]]) -> list[dict[str, Any
         left_out = ("snapshot", "seeds", "adaptive") if adaptive else ("snapshot",)  # each may stop at its own seed
         settings = json.dumps([record.get(key) for key in SETTINGS if key not in left_out])
         groups[adaptive].setdefault(settings, []).append(record)
-    full = max(reversed(groups[False].values()), key=lambda g: min(r["num_samples"] for r in g), default=[])
-    adaptive = max(reversed(groups[True].values()), key=len, default=[])
+
+    def rank(group: list[dict[str, Any]]) -> tuple:
+        training_set = group[0].get("reference_size", size) in (size, size / 2)  # mirrored images count twice
+        return group[0].get("class") is None, training_set, sum(r["num_samples"] for r in group), len(group)
+
+    full = max(reversed(groups[False].values()), key=rank, default=[])
+    adaptive = max(reversed(groups[True].values()), key=lambda g: (*rank(g)[:2], len(g)), default=[])
+    if full and adaptive and rank(full)[:2] > rank(adaptive)[:2]:
+        adaptive = []
+    if full and adaptive and rank(full)[:2] < rank(adaptive)[:2]:
+        full = []
 
     chosen: dict[int, dict[str, Any]] = {}
     for record in [*adaptive, *full]:  # of equally many images the later in this order

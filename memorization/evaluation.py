@@ -92,7 +92,7 @@ class Evaluator:
         self.left_out: dict[str, str] = {}
         self.progress = Progress(len(task.seeds), quiet)
         self._told: set[str] = set()
-        self._loaded: tuple[Path, torch.nn.Module, dict[str, Any]] | None = None
+        self._loaded: tuple[Subject, torch.nn.Module, dict[str, Any]] | None = None
 
     def run(self, subjects: Iterable[Subject]) -> None:
         """Measure these snapshots; those that another process is measuring come last."""
@@ -241,18 +241,19 @@ class Evaluator:
         return rows if rows is not None and rows.num_samples == len(seeds) else None
 
     def _stored(self, subject: Subject, settings: dict[str, Any], seeds: Sequence[int]) -> Measurement | None:
-        return dist.on_rank0(read_rows, self.log, subject.name, settings, seeds, self.task.arrays())
+        columns = self.task.arrays(self.reference.features)
+        return dist.on_rank0(read_rows, self.log, subject.name, settings, seeds, columns)
 
     def _load(self, subject: Subject) -> tuple[torch.nn.Module, dict[str, Any]]:
         """The network, and the header of its snapshot; the last one is held."""
-        if self._loaded is None or self._loaded[0] != subject.path:
+        if self._loaded is None or self._loaded[0] is not subject:  # its file may have been written again
             self._loaded = None  # free the memory first
             try:
                 net, header = load_together(subject)
                 check_network(net, self.reference.images.shape[1:], self.task.class_idx)
             except ValueError as err:
                 raise Unreadable(str(err)) from err
-            self._loaded = (subject.path, net, header)
+            self._loaded = (subject, net, header)
         return self._loaded[1:]
 
     def _measure(self, subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,11 @@ import datetime
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from memorization.search_job import EXIT_STOPPED, SearchJob
 
@@ -37,22 +40,38 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Each job is a process of this machine. It ends by itself when the process that started it is gone."""
+    """Each job is a process of this machine. It ends by itself when the process that started it is gone.
+
+    Parameters
+    ----------
+    gpus : names of the GPUs to share out, as in CUDA_VISIBLE_DEVICES; none: each job finds its own.
+    per_job : GPUs of each job. Where there are not enough for all, jobs share them.
+    """
 
     interval = 0.2
+
+    def __init__(self, gpus: Sequence[str] = (), per_job: int = 1):
+        self._groups = [gpus[i : i + per_job] for i in range(0, len(gpus) - per_job + 1, per_job)]
+        self._jobs: list[tuple[int, subprocess.Popen]] = []  # place in the groups, process
 
     def start(self, path: Path, known_id: str | None = None) -> "LocalJob":
         begin(path)
         paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]  # installed or not
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
+        busy = [place for place, process in self._jobs if process.poll() is None]
+        place = min(range(len(self._groups)), key=busy.count, default=0)
+        if self._groups:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._groups[place])
         with open(path.with_suffix(".log"), "a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "memorization.search_job", str(path)],
-                env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal is for the search, which asks its jobs to stop
             )
+        self._jobs.append((place, process))
         return LocalJob(path, process)
 
 
@@ -134,6 +153,13 @@ class SubmititJob:
         self._path.with_suffix(".stop").touch()
         if self._job.state == "PENDING":
             self._job.cancel(check=False)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
 
 
 def begin(path: Path) -> None:

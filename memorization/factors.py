@@ -24,7 +24,7 @@ _NAMES = {
 }
 # Keys that follow |D|, or that say where and when rather than what.
 _NO_FACTOR = ("dataset_kwargs.max_size", "dataset_kwargs.path", "total_kimg", "total_nimg", "ema_halflife_nimg",
-              "lr_rampup_nimg", "resume", "versions")  # fmt: skip
+              "lr_rampup_nimg", "resume", "versions", "dataset_sha256", "labels_sha256")  # fmt: skip
 _MAX_LIST = 32  # longer lists of dataset.json belong to its images
 
 
@@ -167,7 +167,7 @@ def _dataset_facts(run: RunPoint) -> dict[str, Any] | None:
     """
     path = run.options["dataset_kwargs"].get("path")
     for place in (path, run.reference):
-        if place and (facts := _read_facts(os.path.abspath(place), run.size)) is not None:
+        if isinstance(place, str) and place and (facts := _read_facts(os.path.abspath(place), run.size)) is not None:
             return facts
     return None
 

@@ -12,7 +12,8 @@ class FeatureSpace:
     """Features of the training images, computed once, and searched by features of other images.
 
     The ranks share the work; all of them make each call together, with images of their own or none. If the
-    network fails on one rank, all get its ValueError.
+    network fails on one rank, all get its ValueError. `key` begins the names of arrays of distances in this space, so
+    that those of another network are never taken for them.
 
     Parameters
     ----------
@@ -23,6 +24,7 @@ class FeatureSpace:
 
     def __init__(self, network: FeatureNetwork, images: np.ndarray, device: torch.device | str):
         self.name, self.sha256, self._embed = network.name, network.sha256, network.embed
+        self.key = f"features-{network.sha256[:16]}"
         rank, world = dist.get_rank(), dist.get_world_size()
         share = images[len(images) * rank // world : len(images) * (rank + 1) // world]
         parts = [part for part in dist.gather(self._embed_together(share)) if len(part)]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from memorization.knn import Neighbors
 from memorization.ratio import measure_network, memorized, wilson_interval
 from torch_utils import distributed as dist
 from training.observer import GRID_IMAGES, Observation, image_grid
@@ -55,15 +56,14 @@ class MemorizationMonitor:
         """Measure; see `training.observer.Observer`. The ranks share the images of each round."""
         distance: list[np.ndarray] = []
         cells = [np.empty((0, 2, *self.reference.shape[1:]), dtype=np.uint8)]
+        prepared = Neighbors(self.reference, device=self.device or "cpu", shard=True)  # not held while training goes on
         round_size = self.batch * dist.get_world_size()
         for first in range(0, self.num_samples, round_size):
             if interrupted():
                 return None
             seeds = list(range(first, min(first + round_size, self.num_samples)))
             keep = self.grid and first < GRID_IMAGES
-            measured = measure_network(
-                net, self.reference, seeds, batch=self.batch, device=self.device, keep_images=keep
-            )
+            measured = measure_network(net, prepared, seeds, batch=self.batch, keep_images=keep)
             distance.append(measured.knn_distance)
             if keep:
                 cells.append(np.stack([measured.images, self.reference[measured.knn_index[:, 0]]], axis=1))

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, check_file
 from memorization.collapse import LEVEL, PosteriorCurve
 from memorization.criteria import CRITERIA, THRESHOLD, memorized
 
@@ -258,13 +258,12 @@ def _log_axes(ax: Axes, x: str, y: str) -> None:
 
 
 def check_format(path: str | os.PathLike) -> None:
-    """Raise ValueError if the suffix of `path` is no format that can be drawn, or `path` is a folder."""
+    """Raise ValueError if the suffix of `path` is no format that can be drawn, OSError if `path` cannot be written."""
     suffix = Path(path).suffix.lower().lstrip(".")
     formats = ("png", "pdf", "svg", "jpg", "jpeg", "webp")
     if suffix not in formats:
         raise ValueError(f'"{path}" does not say a format for the figure; end it in one of .{", .".join(formats)}.')
-    if Path(path).is_dir():
-        raise ValueError(f'"{path}" is a folder; name a file for the figure.')
+    check_file(path)
 
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:

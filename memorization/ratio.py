@@ -173,7 +173,7 @@ def measure_network(
     device=..., shard=True)`; without `shard` it works, too.
 
     With `columns` above 2 `more` holds `pixels_distance` and `pixels_index` [n, columns], with `features` it
-    holds `features_distance` and `features_index`.
+    holds `KEY_distance` and `KEY_index`, where KEY is `features.key`.
 
     Raises
     ------
@@ -204,7 +204,8 @@ def measure_network(
         if columns > 2:
             arrays |= {"pixels_distance": distance, "pixels_index": index}
         if features is not None:
-            arrays["features_distance"], arrays["features_index"] = features.query(made, feature_columns)
+            found = features.query(made, feature_columns)
+            arrays |= {f"{features.key}_distance": found[0], f"{features.key}_index": found[1]}
         every = distributed.gather((arrays, made if keep_images else None))
         arrays = {name: np.concatenate([part[name] for part, _ in every]) for name in arrays}
         return arrays, np.concatenate([part for _, part in every]) if keep_images else None

@@ -21,6 +21,7 @@ from memorization.study import StudyFolder, StudyRun, common, differing, find_pi
 
 CHARTS = 60  # runs of which the training is drawn
 _NOT_A_FACTOR = {"dataset_kwargs.path", "dataset_kwargs.max_size", "seed", "total_nimg", "resume"}
+_NOT_A_FACTOR |= {"dataset_sha256", "labels_sha256"}
 
 
 def write_report(

@@ -13,9 +13,10 @@ from memorization.feature_space import FeatureSpace
 from memorization.groups import group_table, label_groups
 from memorization.knn import Neighbors
 from memorization.ratio import Measurement, wilson_interval
-from memorization.trajectory import images_sha256
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
+from training.fingerprint import array_sha256
+from training.optim import read_npz
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class Task:
         """Their keys in the entry `criteria` of the records."""
         return [c.name for c in self.criteria] + [f"features:{c.name}" for c in self.feature_criteria]
 
-    def arrays(self) -> dict[str, int]:
+    def arrays(self, features: FeatureSpace | None) -> dict[str, int]:
         """The arrays needed in `Measurement.more`, with their columns."""
         columns = {"pixels": self.pixel_columns} if self.pixel_columns > 2 else {}
-        if self.feature_criteria:
-            columns["features"] = self.feature_columns
+        if features is not None:
+            columns[features.key] = self.feature_columns
         return {f"{space}_{what}": count for space, count in columns.items() for what in ("distance", "index")}
 
 
@@ -83,10 +84,11 @@ class Reference:
         features: FeatureSpace | None = None,
     ):
         self.path, self.images, self.features = path, images, features
-        self.sha256 = images_sha256(images)
+        self.sha256 = array_sha256(images)
         self.pixels = Neighbors(images, device=device, shard=True)
         tables = {"classes": label_groups(labels), "groups": groups}
         self.tables = {name: groups for name, groups in tables.items() if groups is not None}
+        self.grouping = {name: array_sha256(np.asarray(groups)) for name, groups in self.tables.items()}
 
 
 def read_groups(path: str | os.PathLike) -> tuple[np.ndarray | None, list[str] | None]:
@@ -100,17 +102,17 @@ def read_groups(path: str | os.PathLike) -> tuple[np.ndarray | None, list[str] |
     if not os.fspath(path).lower().endswith(".npz"):
         data = ImageFolderDataset(path)
         return data.file_labels(), data.groups()
-    with np.load(path, allow_pickle=False) as file:
-        return file.get("labels"), None
+    return read_npz(path)[1], None
 
 
 def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[str, Any]:
-    """The entries `thresholds`, `criteria`, `classes` and `groups` of a record, as far as there are any.
+    """The entries `thresholds`, `criteria`, `classes`, `groups` and `grouping` of a record, as far as there are any.
 
     A share is {ratio, num_memorized, num_samples, ci_low, ci_high} with a 95 % Wilson interval. `thresholds` has
     one for each threshold of d1/d2, `criteria` one for each criterion beside its settings, under its name
     ("calibrated") in pixels and as "features:calibrated" in features. `classes` and `groups` are tables of
-    `memorization.groups.group_table`, by the published criterion.
+    `memorization.groups.group_table`, by the published criterion, and `grouping` has the digest of what each was made
+    of.
 
     All ranks call this together, with the same rows.
     """
@@ -124,6 +126,8 @@ def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[st
         }
     for name, groups in reference.tables.items():
         results[name] = group_table(memorized(rows.knn_distance), rows.knn_index[:, 0], groups)
+    if reference.tables:
+        results["grouping"] = reference.grouping
     return results
 
 
@@ -135,7 +139,8 @@ def lacks_results(record: dict[str, Any], task: Task, reference: Reference) -> b
         found = record.get("criteria", {}).get(name, {})
         if any(found.get(key) != value for key, value in settings.items()):
             return True
-    return any(name not in record for name in reference.tables)
+    known = record.get("grouping", {})  # older records do not say, and hold
+    return any(name not in record or known.get(name, digest) != digest for name, digest in reference.grouping.items())
 
 
 def _criteria(task: Task, reference: Reference) -> list[tuple[str, Criterion, dict[str, Any]]]:
@@ -151,8 +156,9 @@ def _criteria(task: Task, reference: Reference) -> list[tuple[str, Criterion, di
 def _flags(criterion: Criterion, rows: Measurement, reference: Reference, in_features: bool) -> np.ndarray:
     """Which images are memorized, in pixels or in features."""
     if in_features:
-        points, neighbors = reference.features.reference, reference.features.neighbors
-        distance, index = rows.more["features_distance"], rows.more["features_index"]
+        space = reference.features
+        points, neighbors = space.reference, space.neighbors
+        distance, index = rows.more[f"{space.key}_distance"], rows.more[f"{space.key}_index"]
     else:
         points, neighbors = reference.images, reference.pixels
         distance, index = rows.more.get("pixels_distance", rows.knn_distance), rows.knn_index

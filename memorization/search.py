@@ -15,6 +15,7 @@ from typing import Any
 from dataset_utils.convert import write_dataset
 from dataset_utils.sources import open_source
 from dataset_utils.subsets import balanced, class_members
+from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
 from memorization.bisection import bracket, grid_sizes, next_sizes, worst_case
 from memorization.emm import Emm, emm_estimate, run_point
@@ -187,12 +188,15 @@ class Plan:
 
     def _read(self) -> None:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = parse_json(self.path.read_bytes())
             if content["format"] != FORMAT_VERSION:
                 raise ValueError
             self.decisions, self.dropped, self.result = (content[key] for key in ("decisions", "dropped", "result"))
             self.started = {int(size): jobs for size, jobs in content["started"].items()}
             known = content["settings"]
+            kinds = [(known, dict), (self.dropped, list), *((jobs, dict) for jobs in self.started.values())]
+            if not all(isinstance(value, kind) for value, kind in kinds) or not all(map(_is_decision, self.decisions)):
+                raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f'"{self.path}" is no plan of this project in format {FORMAT_VERSION}.') from None
         differ = [
@@ -293,10 +297,11 @@ class Search:
         why = self._reason(sizes)
         waiting = [(size, run) for size in sizes for run in self.study.runs(size)]
         for size in sizes:
-            self.study.prepare(size)
             self.plan.started.setdefault(size, {})
         self.plan.result = None
-        self.plan.save()
+        self.plan.save()  # first of all: a folder without a plan is taken for something else
+        for size in sizes:
+            self.study.prepare(size)
         self.report(f"Next: |D| = {', '.join(map(str, sizes))}, {why}.")
         while waiting or self._running:
             while waiting and len(self._running) < self.jobs:
@@ -476,6 +481,12 @@ def _terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _is_decision(value: Any) -> bool:
+    """Whether an entry of the plan has what the search asks of it."""
+    kinds = dict(size=int, above=bool, certain=bool, ratio=int | float, runs=list)
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
 
 
 def _plain(value: Any) -> Any:

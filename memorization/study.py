@@ -11,6 +11,7 @@ from typing import Any
 
 import PIL.Image
 
+from dnnlib.limits import parse_json
 from dnnlib.util import flatten
 from memorization.emm import LOG, RunPoint, find_runs, run_point
 from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
@@ -138,7 +139,7 @@ def find_plans(root: str | os.PathLike, runs: Iterable[str | os.PathLike]) -> tu
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
             if not isinstance(content, dict) or not isinstance(content.get("decisions"), list):
                 raise ValueError
             plans[_name(path, Path(root))] = content
@@ -197,7 +198,7 @@ def _read_stats(path: Path) -> list[dict[str, float]]:
     entries = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            content = json.loads(line).items()
+            content = parse_json(line).items()
             means = {name: float(value["mean"]) for name, value in content if isinstance(value, dict)}
         except (ValueError, TypeError, KeyError, AttributeError):
             continue

@@ -1,6 +1,5 @@
 """What is measured: the snapshots of a run, or the closed-form optimum of a dataset in their place."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.limits import parse_json
 from dnnlib.util import fetch
 from torch_utils import distributed as dist
 from training.optim import load_optimum
@@ -71,7 +71,8 @@ def watch_snapshots(
 ) -> Iterator[Subject]:
     """The snapshots of a run after kimg 0, each once, as they appear, until the run is done.
 
-    Of those that are there the newest comes first; a new one, hence, before older ones that are still to come.
+    Of those that are there the newest comes first; a new one, hence, before older ones that are still to come. One
+    that is written again comes again: two snapshots within one kimg have the same name.
 
     Raises
     ------
@@ -79,12 +80,12 @@ def watch_snapshots(
         If there is no such folder, it does not say when the run is done (see `run_is_done`), or the run is
         done without a snapshot.
     """
-    seen: set[Path] = set()
+    seen: dict[Path, int] = {}
     while True:
-        done, found = dist.on_rank0(_look, run_dir)
-        new = [subject for subject in _subjects(found, device) if subject.path not in seen]
+        done, found, written = dist.on_rank0(_look, run_dir)
+        new = [subject for subject in _subjects(found, device) if seen.get(subject.path) != written[subject.path]]
         if new:
-            seen.add(new[0].path)
+            seen[new[0].path] = written[new[0].path]
             yield new[0]
         elif done:
             break
@@ -99,8 +100,9 @@ def watch_snapshots(
 def run_is_done(run_dir: str | os.PathLike) -> bool:
     """True if a training run will write no more snapshots.
 
-    That is: its `run-state.json` says that it is no longer running, or its last snapshot has the `total_kimg` of
-    its `training_options.json`. A run that was killed, so that it could say nothing, may be resumed: it is not done.
+    That is: its `run-state.json` says that it is no longer running, or that its last snapshot has the `total_kimg`
+    of its `training_options.json`; without that file the name of a snapshot, which is in whole kimg, says so. A run
+    that was killed, so that it could say nothing, may be resumed: it is not done.
 
     Raises
     ------
@@ -113,16 +115,17 @@ def run_is_done(run_dir: str | os.PathLike) -> bool:
             f'"{run_dir}" has neither {RUN_STATE} nor {_OPTIONS} with total_kimg, '
             "so nothing says when the run is done; leave out --watch."
         )
-    if state is not None and state["state"] != "running":
-        return True
-    return total is not None and any(kimg + 1 > total for kimg, _ in list_snapshots(run_dir))  # named by whole kimg
+    if state is not None:
+        return state["state"] != "running" or (total is not None and state["kimg"] >= total)
+    return any(kimg + 1 > total for kimg, _ in list_snapshots(run_dir))
 
 
-def _look(run_dir: str | os.PathLike) -> tuple[bool, list[tuple[int, Path]]]:
-    """Whether the run is done, and its snapshots: in this order, so that the last one is not missed."""
+def _look(run_dir: str | os.PathLike) -> tuple[bool, list[tuple[int, Path]], dict[Path, int]]:
+    """Whether the run is done, its snapshots, and their times: in this order, so that the last one is not missed."""
     if not Path(run_dir).is_dir():
         raise NotADirectoryError(f'"{run_dir}" is not a folder.')
-    return run_is_done(run_dir), list_snapshots(run_dir)
+    done, found = run_is_done(run_dir), list_snapshots(run_dir)
+    return done, found, {path: path.stat().st_mtime_ns for _, path in found}
 
 
 def _subjects(snapshots: list[tuple[int, Path]], device: torch.device | str) -> list[Subject]:
@@ -137,7 +140,7 @@ def _subjects(snapshots: list[tuple[int, Path]], device: torch.device | str) -> 
 def _total_kimg(path: Path) -> float | None:
     """Duration of a run by its options, None where they are not there or do not say."""
     try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["total_kimg"])
+        return float(parse_json(path.read_bytes())["total_kimg"])
     except (FileNotFoundError, KeyError):
         return None
     except (ValueError, TypeError) as err:

@@ -7,13 +7,13 @@ import json
 import math
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dnnlib.limits import parse_json
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
 from memorization.ratio import Measurement, make_measurement, wilson_interval
@@ -27,7 +27,7 @@ CONTENTS = ("snapshot_sha256", "reference_sha256")
 _ROWS = ("optimum", "class", "sampler", *CONTENTS)
 
 # What was found beyond R_mem: it is kept when the same contents are measured again.
-RESULTS = ("gap", "thresholds", "criteria", "classes", "groups")
+RESULTS = ("gap", "thresholds", "criteria", "classes", "groups", "grouping")
 
 
 def make_settings(
@@ -36,7 +36,7 @@ def make_settings(
     *,
     reference_path: str | os.PathLike,  # of the reference dataset
     reference_size: int,  # number of its images
-    reference_sha256: str,  # of `images_sha256`
+    reference_sha256: str,  # of `training.fingerprint.array_sha256`
     class_idx: int | None,
     sampler_kwargs: dict[str, Any],
     optimum: str | None = None,  # "unconditional" or "class-conditional" optimum; None: a trained network
@@ -63,14 +63,6 @@ def make_settings(
         "reference_sha256": reference_sha256,
     }
     return settings if adaptive is None else {**settings, "adaptive": adaptive}
-
-
-def images_sha256(images: np.ndarray) -> str:
-    """Digest of images [N, C, H, W] and their shape."""
-    pixels = np.ascontiguousarray(images)
-    digest = hashlib.sha256(repr(pixels.shape).encode())
-    digest.update(pixels)
-    return digest.hexdigest()
 
 
 def find_record(
@@ -217,9 +209,11 @@ def read_rows(
                     continue
                 shapes = {"seeds": (), "knn_distance": (2,), "knn_index": (2,), **{k: (c,) for k, c in columns.items()}}
                 arrays = {key: file[key] for key in shapes}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue
-        if any(array.shape != (len(arrays["seeds"]), *shapes[key]) for key, array in arrays.items()):
+            if any(array.shape != (len(arrays["seeds"]), *shapes[key]) for key, array in arrays.items()):
+                continue
+            if any(array.dtype.kind != ("f" if key.endswith("distance") else "i") for key, array in arrays.items()):
+                continue
+        except Exception:  # damaged files bring about errors of many kinds
             continue
         rows = make_measurement(arrays).select(seeds)
         if best is None or rows.num_samples > best.num_samples:
@@ -263,7 +257,7 @@ def read_trajectory(path: str | os.PathLike, *, report: Callable[[str], Any] = w
     OSError
         If the file cannot be read.
     ValueError
-        If a line before the last is no JSON object.
+        If a line before the last is no JSON object, or a record holds what none can.
     """
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     records = []
@@ -271,7 +265,7 @@ def read_trajectory(path: str | os.PathLike, *, report: Callable[[str], Any] = w
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if not isinstance(record, dict):
                 raise ValueError
         except ValueError:
@@ -279,8 +273,27 @@ def read_trajectory(path: str | os.PathLike, *, report: Callable[[str], Any] = w
                 raise ValueError(f'Line {number} of "{path}" is no JSON object; repair or delete that line.') from None
             report(f'The last line of "{path}" is incomplete and is left out.')
         else:
+            if (wrong := _wrong_entry(record)) is not None:
+                raise ValueError(f'Line {number} of "{path}" has an impossible {wrong}; repair or delete that line.')
             records.append(record)
     return records
+
+
+def _wrong_entry(record: dict[str, Any]) -> str | None:
+    """The key of an entry that no measurement has, or None. Entries may be missing."""
+    kinds = dict.fromkeys(("thresholds", "criteria", "classes", "groups", "grouping"), dict)
+    kinds |= dict.fromkeys(("sampler", "adaptive", "sequential", "gap"), dict | None)
+    kinds |= dict.fromkeys(("snapshot", "seeds", "reference"), str | None)
+    kinds |= dict(kimg=int | float | None, num_samples=int, num_memorized=int)
+    for key, kind in kinds.items():
+        if key in record and not isinstance(record[key], kind):
+            return key
+    if not math.isfinite(record.get("kimg") or 0):
+        return "kimg"
+    samples = record.get("num_samples", math.inf)
+    if samples < 1:
+        return "num_samples"
+    return None if 0 <= record.get("num_memorized", 0) <= samples else "num_memorized"
 
 
 def format_int_list(values: Iterable[int]) -> str:

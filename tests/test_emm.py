@@ -114,9 +114,29 @@ def test_run_point_takes_the_settings_with_most_images(tmp_path):
     trial = {"kimg": 900, "snapshot": "9", "num_memorized": 4, "num_samples": 4, "seeds": "0-3"}
     point = run_point(write_run(tmp_path / "run", 16, [10, 20], extra=[trial]))
     assert (point.kimg, point.num_samples) == (200, 64)
-    later = {"kimg": 300, "snapshot": "3", "num_memorized": 5, "num_samples": 64, "seeds": "64-127"}
-    point = run_point(write_run(tmp_path / "later", 16, [10, 20], extra=[later]))
+    later = {"kimg": 300, "snapshot": "3", "num_memorized": 5, "num_samples": 128, "seeds": "64-191"}
+    point = run_point(write_run(tmp_path / "later", 16, [10, 20], extra=[later | {"num_samples": 129}]))
     assert (point.kimg, point.num_memorized) == (300, 5)
+    point = run_point(write_run(tmp_path / "more", 16, [10, 20], extra=[later]))  # of equally many, more snapshots
+    assert (point.kimg, point.num_memorized) == (200, 20)
+
+
+def test_run_point_prefers_all_classes_and_the_training_set(tmp_path):
+    other = {"kimg": 200, "snapshot": "2", "num_memorized": 500, "num_samples": 1000, "seeds": "0-999"}
+    point = run_point(write_run(tmp_path / "class", 16, [10, 20], extra=[other | {"class": 3}]))
+    assert point.num_memorized == 20
+    point = run_point(write_run(tmp_path / "reference", 16, [10, 20], extra=[other | {"reference_size": 17}]))
+    assert point.num_memorized == 20
+    adaptive = other | {"class": 3, "adaptive": {"bar": 0.9, "confidence": 0.95}}
+    assert run_point(write_run(tmp_path / "adaptive", 16, [10, 20], extra=[adaptive])).num_memorized == 20
+
+
+def test_epochs_of_a_run_that_ended_at_a_ratio(tmp_path):
+    run = write_run(tmp_path / "run", 16, [10], total_nimg=16_000)
+    (run / "run-state.json").write_text(json.dumps({"state": "complete", "kimg": 8.0, "reason": "ratio"}))
+    assert run_point(run).epochs == 500
+    (run / "run-state.json").write_text(json.dumps({"state": "stopped", "kimg": 8.0}))
+    assert run_point(run).epochs == 1000
 
 
 def test_half_written_last_line_is_left_out(tmp_path):

@@ -197,7 +197,7 @@ def test_run_ends_at_the_ratio_and_resuming_keeps_the_count(noise_zip, tmp_path,
 def test_states_without_a_count_still_load(run_dir, base, tmp_path, run_cli):
     data = torch.load(run_dir / "training-state-000001.pt", weights_only=True)
     assert len(data["shared"].pop("observer")["history"]) == 1
-    torch.save(data, tmp_path / "training-state-000001.pt")
+    torch.save(dict(data, format=1), tmp_path / "training-state-000001.pt")
     args = ["--outdir", tmp_path, *base, "--mem-eval=8", "--stop-at-mem=1"]
     run_cli(train.main, [*args, "--resume", tmp_path / "training-state-000001.pt"])
     assert same(weights(last_snapshot(run_dir)), weights(last_snapshot(tmp_path)))

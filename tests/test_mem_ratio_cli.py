@@ -246,6 +246,19 @@ def test_watch(tmp_path, reference, run_cli, monkeypatch):
     assert run_cli(cli.main, arguments(run, reference, "--watch")).stdout.count("measured before") == 4
 
 
+def test_watch_sees_a_snapshot_that_is_written_again(run):
+    """A run of 200.4 kimg that has a snapshot at 200.1 writes another of that name."""
+    write_run_state(run, "running", 200.1)
+
+    def end():
+        add_snapshot(run, 200)
+        write_run_state(run, "complete", 200.4)
+
+    found = memorization.subjects.watch_snapshots(run, "cpu", poll=0, on_wait=end)
+    (run / "training_options.json").write_text(json.dumps({"total_kimg": 200.4}))
+    assert [subject.kimg for subject in found] == [200, 100, 200]
+
+
 @pytest.mark.parametrize(
     ("state", "options", "done"),
     [
@@ -253,8 +266,9 @@ def test_watch(tmp_path, reference, run_cli, monkeypatch):
         ("stopped", {"total_kimg": 900}, True),
         ("failed", None, True),
         ("running", {"total_kimg": 900}, False),
-        ("running", {"total_kimg": 200.4}, True),
-        (None, {"total_kimg": 200}, True),
+        ("running", {"total_kimg": 200}, True),
+        ("running", {"total_kimg": 200.4}, False),
+        (None, {"total_kimg": 200.4}, True),
         (None, {"total_kimg": 201}, False),
     ],
 )
@@ -341,6 +355,17 @@ def test_groups(run, data, run_cli, make_zip, tmp_path):
             assert list(record["groups"]) == ["even", "odd"] and "    odd " in result.stdout
 
 
+def test_groups_that_change(run, data, run_cli, make_zip, generated, tmp_path):
+    """Other groups of the same images ask for another table, not for other images."""
+    names = [f"00000/img{i:08d}.png" for i in range(100)]
+    for modulus in (2, 4, 4):
+        groups = [[name, "odd" if i % modulus else "even"] for i, name in enumerate(names)]
+        path = make_zip(data[0][:, 0], json.dumps({"labels": None, "groups": groups}).encode(), tmp_path / "groups.zip")
+        run_cli(cli.main, arguments(run, path))
+        assert [r["groups"]["even"]["num_training"] for r in records_of(run)] == [100 // modulus] * 2
+    assert generated == [0, 1, 2, 3] * 2
+
+
 class Flat(torch.nn.Module):
     def forward(self, x):
         return x.flatten(1)
@@ -364,16 +389,35 @@ def test_features(run, reference, run_cli, tmp_path):
     assert records_of(run) == before
 
 
+class Dark(torch.nn.Module):
+    def forward(self, x):
+        return (x.flatten(1) < 0.5).to(torch.float32).cumsum(1)
+
+
+def test_features_of_another_network(run, reference, run_cli, tmp_path):
+    """Distances on disk that one network has led to are not taken for those of another."""
+    for network in (Flat, Dark):
+        torch.jit.script(network()).save(tmp_path / f"{network.__name__}.pt")
+    for network, name in [(Flat, "same"), (Dark, "same"), (Dark, "new")]:
+        path = tmp_path / f"{network.__name__}.pt"
+        run_cli(cli.main, arguments(run, reference, f"--features={path}", f"--log={tmp_path / name / 'mem_traj.log'}"))
+    same, new = (rows_of(tmp_path / name, 200) for name in ("same", "new"))
+    assert same.keys() == new.keys()
+    assert all(np.array_equal(same[key], new[key]) for key in new)
+    same, new = ([record["criteria"] for record in records_of(tmp_path / name)] for name in ("same", "new"))
+    assert same == new
+
+
 def test_old_records_hold(run, reference, run_cli, generated):
     """Records of earlier versions, without the keys that are new, are still found."""
     run_cli(cli.main, arguments(run, reference))
-    new = {"interval", "classes"}
+    new = {"interval", "classes", "grouping"}
     old = [{key: value for key, value in record.items() if key not in new} for record in records_of(run)]
     (run / "mem_traj.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
     result = run_cli(cli.main, arguments(run, reference))
     assert result.stdout.count("measured before") == 2 and len(generated) == 8
     for record, completed in zip(old, records_of(run)):
-        assert {**completed, "classes": None} == {**record, "classes": None}
+        assert {key: value for key, value in completed.items() if key not in ("classes", "grouping")} == record
 
 
 def test_no_bar_where_there_is_no_terminal(run, reference, run_cli):
@@ -391,6 +435,8 @@ def test_no_bar_where_there_is_no_terminal(run, reference, run_cli):
         (["--adaptive=nan"], 2, "not a finite number"),
         (["--confidence=0"], 2, "--confidence"),
         (["--poll=0"], 2, "--poll"),
+        (["--poll=1"], 2, "--poll belongs to --watch"),
+        (["--confidence=0.9"], 2, "--confidence belongs to --adaptive"),
         (["--hist=figure.doc"], 1, "does not say a format"),
         (["--features=missing.pt"], 1, "missing.pt"),
         (["--watch"], 1, "nothing says when the run is done"),

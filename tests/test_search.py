@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import psutil
 import pytest
+import torch
 from conftest import ROOT
 
 import emm
@@ -18,7 +19,7 @@ import mem_ratio
 from dnnlib.locks import file_lock
 from memorization.bisection import bracket, grid_sizes, next_sizes, worst_case
 from memorization.emm import emm_estimate, run_point
-from memorization.executors import LocalExecutor, SubmititExecutor, last_words
+from memorization.executors import LocalExecutor, SubmititExecutor, last_words, visible_gpus
 from memorization.search import Plan, Range, Search, Study, choose_subset
 from memorization.search_job import SearchJob, trained_nimg
 from memorization.sequential import SequentialTest
@@ -284,6 +285,18 @@ def test_continues_after_a_kill_at_each_decision(tmp_path, jobs):
     assert run_search(tmp_path / "whole", third, jobs=jobs)[0] == found and third.started == []
 
 
+def test_continues_after_a_kill_before_the_first_run(folder, monkeypatch):
+    def prepare(self, size):
+        (self.outdir / "data").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Study, "prepare", prepare)
+        run_search(folder, FakeExecutor(falling))
+    found, *_ = run_search(folder, FakeExecutor(falling))
+    assert found.size == pytest.approx(TRUE_EMM, rel=0.03)
+
+
 def test_known_job_is_handed_over(folder):
     """A job that may still run in a queue is offered to the executor under its id."""
 
@@ -421,6 +434,26 @@ def test_job_trains_once_and_resumes(tmp_path, monkeypatch):
     assert SearchJob(path)() == 0 and SearchJob(path)() == 0
     assert said(path) == [f"trained --resume={tmp_path}/run/training-state-000012.pt", "measured", "measured"]
     assert (tmp_path / "x.exit").read_text() == "0\n"
+
+
+def test_jobs_share_out_the_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    assert visible_gpus() == ["4", "5", "6", "7", "8"]
+    executor = LocalExecutor(visible_gpus(), per_job=2)
+
+    def start(name):
+        train = 'echo "$CUDA_VISIBLE_DEVICES"; while [ ! -e end ]; do sleep 0.05; done; exit 3'
+        path = write_job(tmp_path / name, train)
+        job = executor.start(path)
+        wait_for(lambda: said(path))
+        return job, said(path)
+
+    monkeypatch.chdir(tmp_path)
+    (first, seen), (_, other) = start("a"), start("b")
+    assert (seen, other) == (["4,5"], ["6,7"]) and start("c")[1] == ["4,5"]
+    (tmp_path / "end").touch()
+    wait_for(lambda: first.poll() == 3)
 
 
 def test_job_that_fails(tmp_path):

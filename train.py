@@ -1,7 +1,9 @@
 """Train a diffusion model on a dataset zip or folder."""
 
 import contextlib
+import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -11,22 +13,34 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from dnnlib import EasyDict
-from dnnlib.cli import Float, IntList, report_errors
+from dnnlib.cli import Float, IntList, describe_error, report_errors
 from dnnlib.util import Logger, atomic_write, check_folder
+from dnnlib.versions import versions
+from memorization.monitor import MemorizationMonitor, stop_reason
 from torch_utils import distributed as dist
-from training.checkpoint import load_state
+from torch_utils.determinism import deterministic_algorithms
+from training.checkpoint import latest_state, load_state
 from training.dataset import ImageFolderDataset
+from training.events import check_tensorboard
+from training.fingerprint import array_sha256, dataset_sha256
+from training.observer import Observer, SampleGrid
 from training.options import device_option
+from training.run_state import mark_failed, write_run_state
 from training.snapshot import check_tensors, list_snapshots, load_network
-from training.training_loop import OPTIMIZERS, check_state, make_network, split_batch, training_loop
+from training.training_loop import OPTIMIZERS, EndOfRun, check_state, make_network, split_batch, training_loop
 
+LATEST = "latest"  # --resume: the newest whole training state
 EXIT_STOPPED = 75  # a signal ended the run early and its state is saved (EX_TEMPFAIL: try again)
+
+LOST_CONNECTION = re.compile(r"[Cc]onnection (closed|reset)|[Bb]roken pipe|[Tt]imed out|NCCL")
 
 FRACTION = Float(min=0, max=1)
 POSITIVE = Float(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
+CHANNELS, BLOCKS = click.IntRange(1, 1 << 16), click.IntRange(1, 64)  # as in training.arguments
 SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
 
 
@@ -66,12 +80,12 @@ SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
 @click.option(
     "--batch-gpu", help="At most so many images at a time per process; gradients add up", metavar="INT", type=COUNT
 )
-@click.option("--cbase", help="Another name of --num-channels, which it overrides", metavar="INT", type=COUNT)
+@click.option("--cbase", help="Another name of --num-channels, which it overrides", metavar="INT", type=CHANNELS)
 @click.option(
     "--cres",
     help="Width at each resolution, in units of --num-channels  [default: 2,2,2; adm: 1,2,3,4]",
     metavar="LIST",
-    type=IntList(),
+    type=IntList(max=1 << 10),
 )
 @click.option(
     "--lr", help="Learning rate, after a linear rise", metavar="FLOAT", type=POSITIVE, default=10e-4, show_default=True
@@ -111,8 +125,10 @@ SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
     default=0.5,
     show_default=True,
 )
-@click.option("--num-blocks", help="Residual blocks per resolution  [default: 4; adm: 3]", metavar="INT", type=COUNT)
-@click.option("--num-channels", help="Number of network channels  [default: 128; adm: 192]", metavar="INT", type=COUNT)
+@click.option("--num-blocks", help="Residual blocks per resolution  [default: 4; adm: 3]", metavar="INT", type=BLOCKS)
+@click.option(
+    "--num-channels", help="Number of network channels  [default: 128; adm: 192]", metavar="INT", type=CHANNELS
+)
 @click.option(
     "--embed",
     help="Time embedding (ddpmpp, ncsnpp)",
@@ -161,6 +177,7 @@ SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
     "--ls", help="Factor on the loss in the backward pass", metavar="FLOAT", type=POSITIVE, default=1, show_default=True
 )
 @click.option("--bench", help="Let cuDNN choose by timing", metavar="BOOL", type=bool, default=True, show_default=True)
+@click.option("--deterministic", help="Take torch's deterministic algorithms only; slower on CUDA", is_flag=True)
 @click.option(
     "--cache",
     help="Hold the dataset in memory, on the device, if it fits",
@@ -173,6 +190,25 @@ SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
     "--workers", help="Loader processes, if it does not", metavar="INT", type=COUNT, default=1, show_default=True
 )
 @device_option
+# What is measured on the way.
+@click.option(
+    "--mem-eval", help="Measure the memorization ratio of N generated images at each snapshot", metavar="N", type=COUNT
+)
+@click.option(
+    "--stop-at-mem",
+    help="End the run when this ratio stays at or above R, 0 to 1",
+    metavar="R",
+    type=Float(min=0, max=1, min_open=True),
+)
+@click.option(
+    "--stop-patience",
+    help="At how many snapshots in a row, for --stop-at-mem",
+    metavar="INT",
+    type=COUNT,
+    default=2,
+    show_default=True,
+)
+@click.option("--tensorboard", help="Write TensorBoard event files into the run folder, too", is_flag=True)
 # What is written, and where to begin.
 @click.option("--desc", help="Text at the end of the name of the run folder", metavar="STR")
 @click.option("--nosubdir", help="Write into --outdir itself", is_flag=True)
@@ -181,9 +217,22 @@ SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
     "--snap", help="Interval of network snapshots", metavar="TICKS", type=COUNT, default=50, show_default=True
 )
 @click.option("--dump", help="Interval of training states", metavar="TICKS", type=COUNT, default=500, show_default=True)
+@click.option("--keep-states", help="Keep the newest N training states  [default: all]", metavar="N", type=COUNT)
+@click.option(
+    "--max-nan-ticks",
+    help="End the run after so many ticks in a row without a finite loss; 0 = never",
+    metavar="INT",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+)
 @click.option("--seed", help="Seed of weights, noise and data order  [default: drawn]", metavar="INT", type=SEED)
 @click.option("--transfer", help="Start from the weights of a network snapshot", metavar="SNAPSHOT|URL")
-@click.option("--resume", help="Continue from a training state", metavar="PT")
+@click.option(
+    "--resume",
+    help="Continue from a training state; latest: from the newest in the run folder, or the beginning (--nosubdir)",
+    metavar="PT|latest",
+)
 @click.option("-n", "--dry-run", help="Check and show the options only", is_flag=True)
 @report_errors
 def main(**kwargs: Any) -> None:
@@ -203,36 +252,70 @@ def main(**kwargs: Any) -> None:
     # A small model on a laptop
     python train.py --outdir=training-runs --data=datasets/digits-64.zip --cres=2,2 --num-channels=8 \\
         --num-blocks=1 --attn-resolutions=4 --batch=16 --augment=0 --duration=40 --tick=1
+
+    \b
+    # The same, measured every 4 kimg, until 90 % of 512 images are memorized
+    python train.py --outdir=training-runs --data=datasets/digits-64.zip --cres=2,2 --num-channels=8 \\
+        --num-blocks=1 --attn-resolutions=4 --batch=16 --augment=0 --duration=400 --tick=1 --snap=4 \\
+        --mem-eval=512 --stop-at-mem=0.9 --tensorboard
     """  # noqa: D301
     opts = EasyDict(kwargs)
-    device = dist.init(opts.device)
-    try:
-        c = loop_arguments(opts, device)
-        run_dir = dist.on_rank0(pick_run_dir, opts, c)
-        print_options(opts, c, run_dir, device)
-        if opts.dry_run:
-            dist.print0("Nothing is trained: --dry-run.")
-            return
-        with open_run_dir(run_dir, recorded_options(opts, c), may_exist=opts.nosubdir):
-            complete = training_loop(run_dir=run_dir, device=device, **c)
-    finally:
-        dist.shutdown()
+    with deterministic_algorithms(opts.deterministic):
+        device = dist.init(opts.device)
+        try:
+            complete = run(opts, device)
+        except RuntimeError as err:
+            if dist.get_world_size() == 1 or not LOST_CONNECTION.search(str(err)):
+                raise
+            what = str(err).splitlines()[0][:200]
+            raise ValueError(f"Another process of this run has ended; the cause stands there ({what}).") from err
+        finally:
+            dist.shutdown()
     if not complete:
         sys.exit(EXIT_STOPPED)
+
+
+def run(opts: EasyDict, device: torch.device) -> bool:
+    """Train, or only say with what; False if a signal stopped it."""
+    try:
+        c = loop_arguments(opts, device)
+    except EndOfRun as end:
+        if opts.resume != LATEST:
+            raise
+        if not opts.dry_run:
+            dist.on_rank0(write_run_state, opts.outdir, "complete", end.kimg, "its last training state is the end")
+        dist.print0(f"Nothing is left to do: {end}")
+        return True
+    run_dir = dist.on_rank0(pick_run_dir, opts, c)
+    if opts.dry_run:
+        print_options(opts, c, run_dir, device)
+        dist.print0("Nothing is trained: --dry-run.")
+        return True
+    observer = make_observer(opts, device)
+    with open_run_dir(run_dir, recorded_options(opts, c), numbered=not opts.nosubdir) as run_dir:
+        print_options(opts, c, run_dir, device)
+        with Logger(run_dir / "log.txt") if dist.get_rank() == 0 else contextlib.nullcontext():
+            return training_loop(run_dir=run_dir, device=device, observer=observer, **c)
 
 
 def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
     """Turn command-line options into arguments of the training loop; wrong ones are a ClickException."""
     if opts.fp16 and device.type != "cuda":
         raise click.ClickException("--fp16=1 needs a CUDA device; leave it out on the CPU.")
-    if opts.transfer is not None and opts.resume is not None:
+    if opts.transfer is not None and opts.resume not in (None, LATEST):
         raise click.ClickException("--transfer and --resume exclude each other: the state holds its own weights.")
+    refuse_ignored(opts)
+    if opts.tensorboard:
+        check_tensorboard()
     split_batch(opts.batch, opts.batch_gpu, dist.get_world_size())
+    resume = find_latest(opts) if opts.resume == LATEST else opts.resume
 
     c = EasyDict()
     dataset = ImageFolderDataset(opts.data, use_labels=opts.cond, xflip=opts.xflip)
     if opts.cond and dataset.has_labels and dataset.label_dim < 2:
         dist.print0("Note: --cond=1 with a single class.")
+    if opts.mem_eval is not None and len(set(dataset.names)) < 2:
+        raise click.ClickException(f'--mem-eval needs at least 2 training images; "{opts.data}" holds 1.')
     c.dataset_kwargs = dict(
         path=opts.data, resolution=dataset.resolution, max_size=len(dataset), use_labels=opts.cond, xflip=opts.xflip,
         cache=opts.cache,
@@ -252,9 +335,11 @@ def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
     c.lr_rampup_nimg = 200 * size
     c.ema_rampup_ratio = None if opts.transfer is not None else 0.05
     c.update(ema_mode=opts.ema_mode, final_ema=opts.final_ema, augment=opts.augment, window_size=opts.window_size)
-    c.update(batch_size=opts.batch, batch_gpu=opts.batch_gpu, loss_scaling=opts.ls, cudnn_benchmark=opts.bench)
+    c.update(batch_size=opts.batch, batch_gpu=opts.batch_gpu, loss_scaling=opts.ls)
+    c.update(cudnn_benchmark=opts.bench and not opts.deterministic)
     c.update(kimg_per_tick=opts.tick, snapshot_ticks=opts.snap, state_dump_ticks=opts.dump, num_workers=opts.workers)
-    c.update(transfer=opts.transfer, resume=opts.resume)
+    c.update(keep_states=opts.keep_states, max_nan_ticks=opts.max_nan_ticks)
+    c.update(transfer=opts.transfer, resume=resume, tensorboard=opts.tensorboard)
     c.seed = dist.broadcast(opts.seed if opts.seed is not None else int(torch.randint(1 << 31, []).item()))
 
     # What cannot be built or read is an error now, not after the run folder is made.
@@ -262,10 +347,65 @@ def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
         net = make_network(dataset, c.network_kwargs, c.augment)
     if opts.transfer is not None:
         check_tensors(net, load_network(opts.transfer)[0].state_dict(), opts.transfer)
-    if opts.resume is not None:
-        shared, _ = load_state(opts.resume)
-        check_state(shared, opts.resume, net, c.batch_size, size, c.optimizer_kwargs, c.total_nimg)
+    content = dict(labels_sha256=array_sha256(dataset.labels()) if dataset.has_labels else None)
+    content["dataset_sha256"] = dist.on_rank0(dataset_sha256, ImageFolderDataset(opts.data, cache=False))
+    c.update(content)
+    if resume is not None:
+        shared, _ = load_state(resume)
+        check_state(shared, resume, net, c.batch_size, size, c.optimizer_kwargs, c.total_nimg, content)
+        ended = stop_reason(shared.get("observer", {}).get("history", []), opts.stop_at_mem, opts.stop_patience)
+        if ended is not None:
+            what = f"{ended}; raise --stop-at-mem or leave it out to go on"
+            raise EndOfRun(resume, shared["nimg"] / 1000, what)
+        if opts.seed is None:
+            c.seed = shared.get("seed", c.seed)
     return c
+
+
+def find_latest(opts: EasyDict) -> str | None:
+    """The newest whole training state of the run folder; None if it has none, or is not there."""
+    if not opts.nosubdir:
+        raise click.ClickException("--resume=latest continues in the run folder: name it with --outdir and --nosubdir.")
+    path, damaged = dist.on_rank0(latest_state, opts.outdir)
+    for text in damaged:
+        dist.print0(f"Note: {text} The one before it is taken.")
+    return None if path is None else str(path)
+
+
+def refuse_ignored(opts: EasyDict) -> None:
+    """Refuse options that were given and would have no effect with the others."""
+    effective = {
+        "momentum": (opts.optimizer == "SGD", "--momentum belongs to --optimizer=SGD; Adam has none"),
+        "embed": (opts.arch != "adm", "--embed belongs to --arch=ddpmpp and ncsnpp, not to adm"),
+        "final_ema": (opts.ema_mode == "mode4", f"--final-ema belongs to --ema_mode=mode4, not to {opts.ema_mode}"),
+        "stop_at_mem": (opts.mem_eval is not None, "--stop-at-mem needs --mem-eval=N, the number of images to measure"),
+        "stop_patience": (opts.stop_at_mem is not None, "--stop-patience belongs to --stop-at-mem"),
+        "bench": (not (opts.bench and opts.deterministic), "--bench=1 and --deterministic exclude each other"),
+    }
+
+    def given(name: str) -> bool:
+        return click.get_current_context().get_parameter_source(name) != ParameterSource.DEFAULT
+
+    for name, (has_effect, message) in effective.items():
+        if not has_effect and given(name):
+            raise click.ClickException(f"{message}.")
+    if opts.ema_mode == "mode3" and given("ema"):
+        dist.print0("Note: --ema has no effect with --ema_mode=mode3, whose half-life is fixed.")
+    if opts.nosubdir and opts.desc is not None:
+        dist.print0("Note: --desc has no effect with --nosubdir.")
+
+
+def make_observer(opts: EasyDict, device: torch.device) -> Observer | None:
+    """What looks at the snapshots: --mem-eval measures them, --tensorboard alone shows what they generate."""
+    # A process that trains on so many images at a time generates four times as many without gradients.
+    _, per_round = split_batch(opts.batch, opts.batch_gpu, dist.get_world_size())
+    batch = max(per_round, min(4 * per_round, 64))
+    if opts.mem_eval is None:
+        return SampleGrid(batch=batch) if opts.tensorboard else None
+    return MemorizationMonitor(
+        ImageFolderDataset(opts.data).images(), opts.mem_eval, batch=batch, device=device,
+        stop_at=opts.stop_at_mem, patience=opts.stop_patience, grid=opts.tensorboard,
+    )  # fmt: skip
 
 
 def network_arguments(opts: EasyDict) -> dict:
@@ -301,42 +441,86 @@ def pick_run_dir(opts: EasyDict, c: EasyDict) -> Path:
         raise ValueError(f'--desc: "{opts.desc}" becomes part of a folder name and cannot hold a slash.')
     if opts.nosubdir:
         return outdir
-    runs = [p.name for p in outdir.iterdir() if p.is_dir()] if outdir.is_dir() else []
-    numbers = [int(match[0]) for match in (re.match(r"\d+", name) for name in runs) if match]
     cond = "cond" if opts.cond else "uncond"
     dtype = "fp16" if opts.fp16 else "fp32"
-    name = f"{max(numbers, default=-1) + 1:05d}-{Path(opts.data).stem}-{cond}-{opts.arch}-{opts.precond}"
+    name = f"{max(run_numbers(outdir), default=-1) + 1:05d}-{Path(opts.data).stem}-{cond}-{opts.arch}-{opts.precond}"
     name += f"-gpus{dist.get_world_size()}-batch{c.batch_size}-{dtype}"
-    return outdir / (name + (f"-{opts.desc}" if opts.desc is not None else ""))
+    name += f"-{opts.desc}" if opts.desc is not None else ""
+    if len(os.fsencode(name)) > 255:
+        raise ValueError(f'The run folder "{name}" would have too long a name; give a shorter --desc or rename --data.')
+    return outdir / name
+
+
+def run_numbers(outdir: Path) -> set[int]:
+    """Numbers at the beginning of the names of the folders in `outdir`."""
+    names = [p.name for p in outdir.iterdir() if p.is_dir()] if outdir.is_dir() else []
+    return {int(match[0]) for match in (re.match(r"\d+", name) for name in names) if match}
+
+
+def make_numbered_dir(planned: Path) -> Path:
+    """Make the folder NUMBER-NAME, or the same with the next free number if another run has taken this one.
+
+    A number is claimed by making a folder of a hidden name, which only one process can do, and the claim
+    becomes the run folder by renaming. So runs that start at the same time get different numbers, whatever
+    their names.
+    """
+    outdir = planned.parent
+    first, _, name = planned.name.partition("-")
+    outdir.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(int(first)):
+        claim = outdir / f".{number:05d}.claimed"
+        with contextlib.suppress(FileExistsError):
+            claim.mkdir()
+            if number not in run_numbers(outdir):  # else it was taken between plan and claim
+                return claim.rename(outdir / f"{number:05d}-{name}")
+            claim.rmdir()
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
-def open_run_dir(run_dir: Path, options: dict, may_exist: bool) -> Iterator[None]:
-    """Make the run folder and log into it, on rank 0. An error before the first snapshot removes a new folder."""
-    new = False
+def open_run_dir(planned: Path, options: dict, numbered: bool) -> Iterator[Path]:
+    """Make the run folder; yield its path. An error before the first snapshot removes a new folder."""
+    run_dir, new = planned, False
 
-    def make() -> None:
-        nonlocal new
-        exists = run_dir.exists()
-        run_dir.mkdir(parents=True, exist_ok=may_exist)
-        new = not exists
+    def make() -> Path:
+        nonlocal run_dir, new
+        if numbered:
+            run_dir, new = make_numbered_dir(planned), True
+        else:
+            exists = run_dir.exists()
+            run_dir.mkdir(parents=True, exist_ok=True)
+            new = not exists
         with atomic_write(run_dir / "training_options.json", "w") as file:
             json.dump(options, file, indent=2)
+        return run_dir
 
     try:
-        dist.on_rank0(make)
-        with Logger(run_dir / "log.txt") if dist.get_rank() == 0 else contextlib.nullcontext():
-            yield
-    except (ValueError, OSError):
-        if new and not list_snapshots(run_dir):
+        yield dist.on_rank0(make)
+    except BaseException as err:
+        if dist.get_rank() == 0 and new and describe_error(err) is not None and not list_snapshots(run_dir):
             shutil.rmtree(run_dir)
+        elif dist.get_rank() == 0 and not restarts_left():
+            with contextlib.suppress(ValueError, OSError):  # the first error is the one to report
+                mark_failed(run_dir, " ".join(str(err).split()) or type(err).__name__)
         raise
+
+
+def restarts_left() -> bool:
+    """Whether torchrun starts the processes again when one of them fails."""
+    done, limit = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return done < limit
 
 
 def recorded_options(opts: EasyDict, c: EasyDict) -> dict:
     """What training_options.json holds: the loop's arguments, and the options they come from."""
     used = {k: opts[k] for k in ["arch", "precond", "cond", "duration", "ema", "num_blocks", "num_channels", "embed"]}
-    return dict(used, total_kimg=c.total_nimg / 1000, num_processes=dist.get_world_size(), **c)
+    used |= dict(mem_eval=opts.mem_eval, stop_at_mem=opts.stop_at_mem)
+    used["stop_patience"] = opts.stop_patience if opts.stop_at_mem is not None else None
+    used["deterministic"] = opts.deterministic
+    used |= dict(total_kimg=c.total_nimg / 1000, num_processes=dist.get_world_size(), versions=versions())
+    if opts.resume == LATEST:
+        return dict(used, **dict(c, resume=None))  # it is still the run that began without
+    return dict(used, **c)
 
 
 def print_options(opts: EasyDict, c: EasyDict, run_dir: Path, device: torch.device) -> None:
@@ -349,9 +533,17 @@ def print_options(opts: EasyDict, c: EasyDict, run_dir: Path, device: torch.devi
         "Optimizer": f"{opts.optimizer}, batch {c.batch_size}",
         "Processes": f"{dist.get_world_size()}, {device.type}",
     }
+    interval = c.kimg_per_tick * c.snapshot_ticks
+    if opts.mem_eval is not None:
+        facts["Evaluation"] = f"{opts.mem_eval} images at each snapshot, every {interval} kimg and at the end"
+    if opts.stop_at_mem is not None:
+        times = f"{opts.stop_patience} snapshot" + ("s in a row" if opts.stop_patience > 1 else "")
+        facts["Ends early"] = f"at a memorization ratio of {opts.stop_at_mem:g} or more at {times}"
     dist.print0(json.dumps(recorded_options(opts, c), indent=2))
     for name, fact in facts.items():
         dist.print0(f"{name + ':':<17}{fact}")
+    if opts.stop_at_mem is not None and interval * opts.stop_patience * 1000 >= c.total_nimg:
+        dist.print0("Note: there are too few snapshots to end early; lower --tick or --snap.")
 
 
 if __name__ == "__main__":

@@ -84,13 +84,12 @@ export -f failed
 run_one() {
     set -euo pipefail
     read -r size value seed data options <<< "$1"
-    local run=$OUT/runs/$value/$size-seed$seed state=
+    local run=$OUT/runs/$value/$size-seed$seed
     if ! grep -qs '"complete"' "$run/run-state.json"; then
         mkdir -p "$run"
-        state=$(ls "$run"/training-state-*.pt 2> /dev/null | tail -n 1 || true)
         echo "$value, |D| = $size, seed $seed: training (log: $run/log.txt)"
         $LAUNCH train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" --duration="$DURATION" \
-            $basic $options $TRAIN ${state:+--resume="$state"} > "$run/out.txt" 2>&1 || failed "$run" out.txt || return $?
+            $basic $options $TRAIN --resume=latest > "$run/out.txt" 2>&1 || failed "$run" out.txt || return $?
     fi
     $LAUNCH mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample $MEASURE \
         > "$run/ratio.txt" 2>&1 || failed "$run" ratio.txt || return $?

@@ -1,6 +1,8 @@
 """Processes and devices: everything works the same with one process and with many."""
 
 import os
+import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +50,36 @@ def init(device: str = "auto") -> torch.device:
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         backend = "nccl" if result.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, init_method="env://")
+        store, rank, world_size = next(torch.distributed.rendezvous("env://"))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = torch.distributed.PrefixStore(_agree_on_attempt(store, rank, world_size), store)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     return result
+
+
+def _agree_on_attempt(store: torch.distributed.Store, rank: int, world_size: int) -> str:
+    """A name that the processes started together share, and no earlier ones had.
+
+    torchrun keeps one store over its restarts. What killed processes have left there, such as
+    their addresses, would make the next ones fail or wait for ever; and the count of restarts differs between nodes.
+    So rank 0 makes up a name and hands it to each rank that shows a token of its own, and whoever has it says so.
+    """
+    store = torch.distributed.PrefixStore("attempts", store)
+    own = uuid.uuid4().hex
+    if rank != 0:
+        store.set(f"token of {rank}", own)
+        name = store.get(f"name for {own}").decode()
+        store.set(f"{name} has {rank}", "")
+        return name
+    missing, answered = set(range(1, world_size)), set()
+    while missing:
+        missing = {r for r in missing if not store.check([f"{own} has {r}"])}
+        for r in missing:
+            if store.check([f"token of {r}"]) and (token := store.get(f"token of {r}").decode()) not in answered:
+                store.set(f"name for {token}", own)
+                answered.add(token)
+        time.sleep(0.01)
+    return own
 
 
 def shutdown() -> None:

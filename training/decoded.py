@@ -1,24 +1,25 @@
 """A dataset zip's images as one memory-mapped array, from a decoded copy beside the zip."""
 
-import contextlib
 import os
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from dnnlib.util import atomic_write
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
 
 
-def decoded_images(path: str | os.PathLike) -> np.ndarray:
+def decoded_images(path: str | os.PathLike, shape: Sequence[int] | None = None) -> np.ndarray:
     """Open the images of a dataset zip, uint8 [N, C, H, W], without holding them in memory.
 
     The first call decodes them into ``NAME.zip.SIZE-TIME.decoded.npy`` beside the zip, where SIZE and TIME are
     those of the zip: a zip that has changed is decoded anew, and older copies are removed. The copy is
     written under a temporary name and renamed, so that several processes, on one machine or on a shared file
-    system, can ask at once: under torchrun rank 0 writes it, else the last one to finish does.
+    system, can ask at once: under torchrun rank 0 writes it, else the last one to finish does. With `shape`,
+    [N, C, H, W], a copy of another shape is refused.
 
     Raises
     ------
@@ -37,30 +38,24 @@ def decoded_images(path: str | os.PathLike) -> np.ndarray:
         _write(path, target)
     try:
         images = np.load(target, mmap_mode="r", allow_pickle=False)
-    except ValueError as err:
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError("no uint8 images [N, C, H, W]")
+        if shape is not None and images.shape != tuple(shape):
+            raise ValueError(f"images {list(images.shape)} instead of {list(shape)}")
+    except (ValueError, EOFError) as err:
         raise ValueError(f'"{target}" is damaged ({err}); delete it, and it is written anew.') from err
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f'"{target}" does not hold uint8 images [N, C, H, W]; delete it, and it is written anew.')
     return images
 
 
 def _write(path: Path, target: Path) -> None:
+    """Write the images one after the other: a file that is mapped would kill this process when the disk is full."""
     dataset = ImageFolderDataset(path, cache=False)
-    fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(fd)
-    try:
-        shape = (len(dataset), *dataset.image_shape)
-        images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+    header = dict(descr="|u1", fortran_order=False, shape=(len(dataset), *dataset.image_shape))
+    with atomic_write(target) as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for i in tqdm(range(len(dataset)), desc=f"Decoding {path.name}", unit="img", disable=None):
-            images[i] = dataset[i][0]
-        images.flush()
-        del images
-        os.chmod(temporary, path.stat().st_mode & 0o666)
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+            file.write(dataset[i][0].tobytes())
+        os.fchmod(file.fileno(), path.stat().st_mode & 0o666)
     for old in target.parent.glob(f"{path.name}.*.decoded.npy"):
         if old != target:
             old.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from dnnlib.cli import report_errors
+from dnnlib.limits import check_regular
 from dnnlib.pickles import show
 from dnnlib.util import atomic_write, fetch
 from training.arguments import check_arguments
@@ -72,6 +73,7 @@ def load_network(
     path = fetch(source)
     if path.is_dir():
         raise ValueError(f'"{path}" is a folder; name a network-snapshot-*.safetensors in it.')
+    check_regular(path)
     header, tensors = _read_pickle(path, source) if _is_pickle(path) else _read_safetensors(path, source)
     net = _build(header["network"], tensors, source)
     return net.eval().requires_grad_(False).to(device), header
@@ -106,6 +108,7 @@ def _read_safetensors(path: Path, source: str) -> tuple[dict[str, Any], dict[str
     try:
         header = json.loads(metadata[_HEADER_KEY])
         version, header["network"] = header["format"], dict(header["network"])
+        header["dataset"] = dict(header.get("dataset") or {})
     except (KeyError, TypeError, ValueError, RecursionError) as err:
         raise ValueError(f'"{source}" holds tensors but no snapshot header of this project.') from err
     if version != FORMAT_VERSION:
@@ -125,6 +128,8 @@ def _build(init_kwargs: dict[str, Any], tensors: dict[str, torch.Tensor], source
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f'"{name}" in "{source}" is of type {tensor.dtype}; weights are float32 or shorter.')
+        if not tensor.isfinite().all():
+            raise ValueError(f'"{name}" in "{source}" is not finite: the training diverged; take an earlier snapshot.')
     # Copies: tensors from safetensors are views of the file, which may change.
     net.load_state_dict({name: t.to(torch.float32, copy=True) for name, t in tensors.items()}, assign=True)
     return net

@@ -58,12 +58,14 @@ def read_trace(path: str | os.PathLike) -> dict[str, Any]:
     OSError, ValueError
         If the file is missing or not such a trace.
     """
-    with open(Path(path), encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
     try:
+        with open(Path(path), encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
         if tuple(rows[0]) != COLUMNS or len(rows) < 2:
             raise ValueError
         table = np.array(rows[1:], dtype=np.float64)
-    except (IndexError, ValueError):
+        if not np.isfinite(table).all() or (table < 0).any() or (table[:, 4] < 0.999).any():
+            raise ValueError  # sizes, seeds and steps are whole numbers; the effective number is at least 1
+    except (IndexError, ValueError, csv.Error):
         raise ValueError(f'"{path}" is not a trace of generate_optim.py --trace (or has no rows).') from None
     return {name: table[:, i] for i, name in enumerate(COLUMNS)}

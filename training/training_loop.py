@@ -26,11 +26,24 @@ from torch_utils.training_stats import Collector
 from training import checkpoint
 from training.augment import edm_augment_pipe
 from training.dataset import ImageFolderDataset
+from training.events import EventLog
 from training.loss import LOSSES
 from training.networks import build_network
+from training.observer import Observation, Observer
+from training.run_state import write_run_state
 from training.snapshot import load_network, load_tensors, save_snapshot
+from training.stats_log import StatsLog
 
 OPTIMIZERS = dict(Adam=torch.optim.Adam, SGD=torch.optim.SGD)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler, Slurm's --signal=USR1@60
+
+
+class EndOfRun(ValueError):
+    """A training state after which there is nothing left to do."""
+
+    def __init__(self, source: str, kimg: float, reason: str):
+        super().__init__(f'"{source}" is at the end of its run, {reason}.')
+        self.kimg, self.reason = kimg, reason
 
 
 def training_loop(
@@ -55,21 +68,31 @@ def training_loop(
     kimg_per_tick: float = 50,  # Interval of status lines.
     snapshot_ticks: int = 50,  # Interval of network snapshots, in ticks.
     state_dump_ticks: int = 500,  # Interval of training states, in ticks.
+    keep_states: int | None = None,  # So many of the newest states stay; None = all.
+    max_nan_ticks: int = 3,  # End the run after so many ticks in a row without a finite loss; 0 = never.
     num_workers: int = 1,  # Loader processes, for a dataset that does not fit into memory.
     cudnn_benchmark: bool = True,  # Let cuDNN time its algorithms.
     transfer: str | None = None,  # Start from the weights of this snapshot.
     resume: str | None = None,  # Continue from this training state.
+    dataset_sha256: str | None = None,  # Digest of the images; a training state of other images is refused.
+    labels_sha256: str | None = None,  # Digest of the labels, if they are used.
+    tensorboard: bool = False,  # Write event files, too.
+    observer: Observer | None = None,  # Looks at each snapshot after kimg 0; its numbers join the statistics.
 ) -> bool:
     """Train; write snapshots, states and statistics into `run_dir`.
 
+    An observer leaves the training as it would be without: the same weights, bit by bit.
+
     Returns
     -------
-    True if the run is complete, False if a signal ended it early; the state is then saved.
+    True if the run is complete, by its duration or because the observer ended it; False if a signal ended it
+    early; the state is then saved.
 
     Raises
     ------
     OSError, ValueError
-        If a file cannot be read or does not fit this run, or the batch cannot be divided.
+        If a file cannot be read or written or does not fit this run, the batch cannot be divided, or the loss
+        has not been finite for `max_nan_ticks` ticks.
     """
     start_time = time.time()
     world_size, rank = dist.get_world_size(), dist.get_rank()
@@ -88,7 +111,7 @@ def training_loop(
     net = make_network(dataset, network_kwargs, augment)
     net.train().requires_grad_(True).to(device)
     dist.print0(f"Network has {sum(p.numel() for p in net.parameters()):,} parameters on {device}.")
-    if transfer is not None:
+    if transfer is not None and resume is None:
         source, _ = load_network(transfer, device)
         load_tensors(net, source.state_dict(), transfer)
 
@@ -111,17 +134,22 @@ def training_loop(
     params, ema_params = list(net.parameters()), list(ema.parameters())
 
     # Resume.
-    nimg = tick = 0
+    nimg = tick = nan_ticks = 0
+    content = dict(dataset_sha256=dataset_sha256, labels_sha256=labels_sha256)
     if resume is not None:
         shared, own = checkpoint.load_state(resume)
-        check_state(shared, resume, net, batch_size, len(dataset), settings, total_nimg)
+        check_state(shared, resume, net, batch_size, len(dataset), settings, total_nimg, content)
         load_tensors(net, shared["net"], resume)
         load_tensors(ema, shared["ema"], resume)
         optimizer.load_state_dict(shared["optimizer"])
         nimg, tick = shared["nimg"], shared["tick"]
+        ema_rampup_ratio = shared.get("ema_rampup_ratio", ema_rampup_ratio)
         order.load_state_dict(own["order"])
+        if observer is not None:
+            observer.load_state_dict(shared.get("observer", {}))
         checkpoint.set_random_state(own["random"])
-    batches = _batches(dataset, order, per_round, device, num_workers)
+        dist.print0(f"Continuing from {resume}.")
+    dist.on_rank0(_remove_leftovers, run_dir)
 
     # Train.
     dist.print0(
@@ -131,12 +159,17 @@ def training_loop(
     stats = Collector(device)
     tick_start_nimg, tick_start_time = nimg, time.time()
     maintenance_time = tick_start_time - start_time
+    reason = "its duration is over"
     bar = tqdm(
         total=round(total_nimg / 1000, 3), initial=nimg / 1000, unit="kimg", smoothing=0.05,
         disable=None if rank == 0 else True, bar_format="{l_bar}{bar}| {n:.1f}/{total:g} kimg [{elapsed}<{remaining}]",
     )  # fmt: skip
     done = nimg >= total_nimg
-    with _StopSignals() as stop, bar, _stats_file(run_dir) as stats_jsonl:
+    _tell(run_dir, "running", nimg)
+    loader = contextlib.closing(_batches(dataset, order, per_round, device, num_workers))
+    events_file = _event_log(run_dir, tensorboard, nimg if resume is not None else None)
+    stats_file = StatsLog(Path(run_dir) / "stats.jsonl", nimg) if rank == 0 else contextlib.nullcontext()
+    with _StopSignals() as stop, bar, loader as batches, stats_file as stats_log, events_file as events:
         while not done:
             # Accumulate gradients.
             optimizer.zero_grad(set_to_none=True)
@@ -146,7 +179,9 @@ def training_loop(
                     images, labels = next(batches)
                     value = loss_fn(ddp, images, labels, augment_pipe=pipe)
                     stats.report("Loss/loss", value)
-                    value.sum().mul(loss_scaling / per_rank).backward()
+                    value = value.sum()
+                    stats.report("Loss/not_finite", ~value.detach().isfinite())
+                    value.mul(loss_scaling / per_rank).backward()
 
             # Update the weights.
             lr = optimizer_kwargs["lr"] * min(nimg / max(lr_rampup_nimg, 1e-8), 1)
@@ -165,43 +200,87 @@ def training_loop(
             nimg += batch_size
             bar.update(batch_size / 1000)
 
-            # Once per tick: status, snapshot, state.
+            # Once per tick: snapshot, observation, status, statistics, state.
             done = nimg >= total_nimg
             stopping = stop.agreed() and not done
             if not done and not stopping and tick != 0 and nimg < tick_start_nimg + kimg_per_tick * 1000:
                 continue
-            stats.report("Progress/lr", lr)
-            stats.report("Progress/ema_beta", beta)
-            _report_status(
-                stats, tick, nimg, start_time, tick_start_nimg, tick_start_time, maintenance_time, device, bar
-            )
             tick_end_time = time.time()
             name = f"{nimg // 1000:06d}"
-            if rank == 0 and (done or stopping or tick % snapshot_ticks == 0):
-                save_snapshot(Path(run_dir) / f"network-snapshot-{name}.safetensors", ema, nimg / 1000, dataset_kwargs)
-            if done or stopping or (tick % state_dump_ticks == 0 and tick != 0):
+            seen = Observation()
+            if done or stopping or tick % snapshot_ticks == 0:
+                path = Path(run_dir) / f"network-snapshot-{name}.safetensors"
+                dist.on_rank0(save_snapshot, path, ema, nimg / 1000, dataset_kwargs)
+                _tell(run_dir, "running", nimg)
+                if observer is not None and not stopping and nimg >= 1000:
+                    bar.set_description("evaluating")
+                    seen = _observe(observer, ema, nimg, stop)
+                    bar.set_description("")
+                    stopping = seen is None and not done  # a signal came meanwhile
+                    seen = seen or Observation()
+                    reason = seen.stop or reason
+                    done = done or seen.stop is not None
+            for key, value in {"Progress/lr": lr, "Progress/ema_beta": beta, **seen.values}.items():
+                stats.report(key, value)
+            _report_status(
+                stats, bar, device, tick=tick, nimg=nimg, tick_nimg=nimg - tick_start_nimg, start_time=start_time,
+                tick_sec=tick_end_time - tick_start_time, maintenance_sec=maintenance_time, note=seen.status,
+            )  # fmt: skip
+            averages = stats.flush()
+            if stats_log is not None:
+                stats_log.add(averages)
+            if events is not None:
+                events.add(averages, seen.images, nimg)
+
+            # While the loss is not finite the states from before are what counts.
+            lost = averages["Loss/not_finite"]["mean"] > 0.5
+            nan_ticks = nan_ticks + 1 if lost else 0
+            if nan_ticks and nan_ticks == max_nan_ticks:
+                _give_up(run_dir, nimg, nan_ticks)
+            if done or stopping or (tick % state_dump_ticks == 0 and tick != 0 and not lost):
                 checkpoint.save_state(
                     Path(run_dir) / f"training-state-{name}.pt",
                     shared=dict(
                         net=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(),
-                        nimg=nimg, tick=tick + 1, batch_size=batch_size, dataset_size=len(dataset),
-                        network=_plain(net.init_kwargs), optimizer_settings=_plain(settings),
+                        nimg=nimg, tick=tick + 1, batch_size=batch_size, dataset_size=len(dataset), **content,
+                        network=_plain(net.init_kwargs), optimizer_settings=_plain(settings), seed=seed,
+                        ema_rampup_ratio=ema_rampup_ratio,
+                        observer=observer.state_dict() if observer is not None else {},
                     ),
                     per_rank=dict(order=order.state_dict(), random=checkpoint.random_state()),
+                    keep=None if lost else keep_states,
                 )  # fmt: skip
-            averages = stats.flush()
-            if rank == 0:
-                stats_jsonl.write(json.dumps(dict(averages, timestamp=time.time())) + "\n")
-                stats_jsonl.flush()
             tick += 1
             tick_start_nimg, tick_start_time = nimg, time.time()
             maintenance_time = tick_start_time - tick_end_time
             if stopping:
                 break
-    dist.print0()
-    if not done:
-        dist.print0(f"Stopped at {nimg / 1000:g} kimg; --resume={run_dir}/training-state-{name}.pt continues.")
+        _tell(run_dir, "complete" if done else "stopped", nimg, reason if done else "a signal asked it to stop")
+        dist.print0()
+        if not done:
+            dist.print0(f"Stopped at {nimg / 1000:g} kimg; --resume={run_dir}/training-state-{name}.pt continues.")
+        elif nimg < total_nimg:
+            dist.print0(f"Ended at {nimg / 1000:g} of {total_nimg / 1000:g} kimg: {reason}.")
+        dist.barrier()  # torchrun ends all when one leaves with an error, as after a signal: leave together
     return done
+
+
+def _give_up(run_dir: str | os.PathLike, nimg: int, ticks: int) -> None:
+    """End a run whose loss is no longer finite."""
+    reason = f"the loss was NaN or infinite in {ticks} ticks in a row, up to {nimg / 1000:g} kimg"
+    states = dist.on_rank0(checkpoint.list_states, run_dir)
+    before = f'"{states[-1]}" is from before.' if states else "There is no training state from before."
+    _tell(run_dir, "failed", nimg, reason)
+    dist.barrier()
+    raise ValueError(f"Training has stopped: {reason}. Try a lower --lr, or --fp16=0. {before}")
+
+
+def _observe(observer: Observer, ema: torch.nn.Module, nimg: int, stop: "_StopSignals") -> Observation | None:
+    """What the observer says, None if a signal came meanwhile; random numbers go on as if it had drawn none."""
+    random = checkpoint.random_state()
+    seen = observer(ema, nimg, stop.agreed_now)
+    checkpoint.set_random_state(random)
+    return seen
 
 
 # ----------------------------------------------------------------------------
@@ -228,8 +307,12 @@ def check_state(
     dataset_size: int,
     optimizer_kwargs: dict,  # As of training_loop; the learning rate may differ.
     total_nimg: int,
+    content: dict[str, str | None],  # dataset_sha256 and labels_sha256 of this run.
 ) -> None:
-    """Raise ValueError if a run with these settings cannot continue from a training state."""
+    """Raise ValueError if a run with these settings cannot continue from a training state.
+
+    At the end of its run that is an `EndOfRun`.
+    """
     now = dict(network=net.init_kwargs, batch_size=batch_size, dataset_size=dataset_size)
     now["optimizer_settings"] = optimizer_kwargs
     for what, value in _plain(now).items():
@@ -239,8 +322,12 @@ def check_state(
         if value != saved:
             what = what.removesuffix("_settings").replace("_", " ")
             raise ValueError(f'"{source}" is of a run with another {what}; resume with its options.')
+    for name, value in content.items():
+        if None not in (value, shared.get(name)) and value != shared[name]:  # older states do not know
+            raise ValueError(f'"{source}" is of a run on other {name.split("_")[0]} content; resume with its --data.')
     if shared["nimg"] >= total_nimg:
-        raise ValueError(f'"{source}" is at the end of its run, {shared["nimg"] / 1000:g} kimg; raise --duration.')
+        kimg = shared["nimg"] / 1000
+        raise EndOfRun(source, kimg, f"{kimg:g} kimg; raise --duration to go on")
 
 
 def _plain(value: Any) -> Any:
@@ -328,18 +415,23 @@ def _batches(
         generator=torch.Generator(),  # else it draws from the generator that noise comes from
         worker_init_fn=_leave_signals_to_the_loop,
     )  # fmt: skip
+    loaded = iter(loader)
     try:
-        for images, labels in loader:
+        for images, labels in loaded:
             order.take(count)
             images = images.to(device, non_blocking=True).to(torch.float32) / 127.5 - 1
             yield images, labels.to(device, non_blocking=True) if dataset.has_labels else None
     except (ValueError, OSError) as err:  # torch puts the traceback of the loader process before the message
         raise ValueError(str(err).strip().rpartition("Error: ")[2]) from err
+    finally:
+        # Its processes end when nothing holds the iterator any more, but the traceback of an error does; and as
+        # they ignore signals, this process would wait for them for ever.
+        loaded._shutdown_workers()
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:
     """Schedulers and terminals signal every process; a loader that ends before the state is saved takes it along."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -358,24 +450,26 @@ def _fits(nbytes: int, device: torch.device) -> bool:
 
 def _report_status(
     stats: Collector,
+    bar: tqdm,
+    device: torch.device,
+    *,
     tick: int,
     nimg: int,
-    start_time: float,
-    tick_start_nimg: int,
-    tick_start_time: float,
-    maintenance_time: float,
-    device: torch.device,
-    bar: tqdm,
+    tick_nimg: int,  # images of this tick
+    start_time: float,  # of the run
+    tick_sec: float,  # duration of this tick
+    maintenance_sec: float,  # between this tick and the one before
+    note: str,  # end of the line
 ) -> None:
     """Print the status line and add its numbers to `stats`."""
-    now = time.time()
     values: dict[str, Any] = {
         "Progress/tick": tick,
         "Progress/kimg": nimg / 1e3,
-        "Timing/total_sec": now - start_time,
-        "Timing/sec_per_tick": now - tick_start_time,
-        "Timing/sec_per_kimg": (now - tick_start_time) / (nimg - tick_start_nimg) * 1e3,
-        "Timing/maintenance_sec": maintenance_time,
+        "Timing/total_sec": time.time() - start_time,
+        "Timing/sec_per_tick": tick_sec,
+        "Timing/sec_per_kimg": tick_sec / tick_nimg * 1e3,
+        "Timing/img_per_sec": tick_nimg / tick_sec,
+        "Timing/maintenance_sec": maintenance_sec,
         "Resources/cpu_mem_gb": psutil.Process().memory_info().rss / 2**30,
         "Resources/peak_gpu_mem_gb": 0.0,
         "Resources/peak_gpu_mem_reserved_gb": 0.0,
@@ -389,23 +483,38 @@ def _report_status(
     total, per_tick, per_kimg = (values[f"Timing/{k}"] for k in ["total_sec", "sec_per_tick", "sec_per_kimg"])
     line = (
         f"tick {tick:<5d} kimg {nimg / 1e3:<9.1f} time {format_time(total):<12s} sec/tick {per_tick:<7.1f} "
-        f"sec/kimg {per_kimg:<7.3f} maintenance {maintenance_time:<6.1f} "
+        f"sec/kimg {per_kimg:<7.3f} maintenance {maintenance_sec:<6.1f} "
         f"cpumem {values['Resources/cpu_mem_gb']:<6.2f} gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f} "
-        f"reserved {values['Resources/peak_gpu_mem_reserved_gb']:<6.2f}"
+        f"reserved {values['Resources/peak_gpu_mem_reserved_gb']:<6.2f} {note}"
     )
     if dist.get_rank() == 0:
         bar.write(line.rstrip(), file=sys.stdout)
         sys.stdout.flush()
 
 
-def _stats_file(run_dir: str | os.PathLike) -> Any:
-    if dist.get_rank() != 0:
+def _event_log(run_dir: str | os.PathLike, wanted: bool, resumed_nimg: int | None) -> Any:
+    if not wanted or dist.get_rank() != 0:
         return contextlib.nullcontext()
-    return open(Path(run_dir) / "stats.jsonl", "a", encoding="utf-8")
+    return EventLog(run_dir, resumed_nimg)
+
+
+def _tell(run_dir: str | os.PathLike, state: str, nimg: int, reason: str = "") -> None:
+    """Write run-state.json, on rank 0."""
+    dist.on_rank0(write_run_state, run_dir, state, nimg / 1000, reason)
+
+
+def _remove_leftovers(run_dir: str | os.PathLike) -> None:
+    """Remove the temporary files of a run that was killed while it wrote (see `dnnlib.util.atomic_write`)."""
+    for name in ("training-state-*", "network-snapshot-*", "run-state.json", "training_options.json", "stats.jsonl"):
+        for path in Path(run_dir).glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 class _StopSignals:
-    """While active, Ctrl-C and SIGTERM are noted, so that the loop can save its state; a second one acts at once."""
+    """While active, `STOP_SIGNALS` are noted, so that the loop can save its state; a second Ctrl-C acts at once.
+
+    Other signals do not: schedulers send them to all processes, torchrun passes its own on, so each comes twice.
+    """
 
     interval = 5  # seconds between two questions of the ranks to each other
 
@@ -427,9 +536,13 @@ class _StopSignals:
         self._left = self._steps
         return any(requested for requested, _ in answers)
 
+    def agreed_now(self) -> bool:
+        """As `agreed`, but for work that takes long between two calls: the ranks ask each other every time."""
+        return any(dist.gather(self.requested))
+
     def __enter__(self) -> "_StopSignals":
         self._asked = time.time()
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {s: signal.signal(s, self._note) for s in STOP_SIGNALS}
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -437,6 +550,6 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True

@@ -1,11 +1,11 @@
 """Generate images from the closed-form optimum of a training set."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from dnnlib.cli import report_errors
+from dnnlib.util import check_file
 from torch_utils import distributed as dist
 from training.generation import generate_to_folder
 from training.optim import load_optimum
@@ -74,8 +74,8 @@ def main(
     """
     target = dist.init(device)
     try:
-        if trace is not None and Path(trace).is_dir():
-            raise ValueError(f'--trace: "{trace}" is a folder; name a CSV file.')
+        if trace is not None:
+            check_file(trace, "--trace")
         net = load_optimum(
             network, target, cond=cond or class_idx is not None, mmap=mmap, shard=shard, ref_size=ref_size, skip=skip
         )

@@ -118,7 +118,9 @@ def open_archive(dest: str | os.PathLike) -> Iterator[Archive]:
     """
     if not os.fspath(dest):
         raise ValueError("The name of the dataset to write is empty.")
-    path = Path(dest).resolve()
+    path = Path(os.path.realpath(dest))
+    if path.is_symlink():
+        raise OSError(f'"{dest}" is a link that leads to itself.')
     if path.parent.exists() and not path.parent.is_dir():
         raise NotADirectoryError(f'"{dest}" cannot be written: "{path.parent}" is not a folder.')
     with (_zip if path.suffix.lower() == ".zip" else _folder)(path) as save:

@@ -2,14 +2,16 @@
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from dnnlib.limits import check_unpacked
+
 IMAGES_SUFFIX = "-images-idx3-ubyte.gz"
 _LABELS_SUFFIX = "-labels-idx1-ubyte.gz"
-_MAX_SIZE = 1 << 33  # bytes; MNIST has 47 MB
 
 
 def load_mnist(path: str) -> tuple[np.ndarray, list[int]]:
@@ -35,6 +37,8 @@ def load_mnist(path: str) -> tuple[np.ndarray, list[int]]:
     images, labels = _load_idx(path, ndim=3), _load_idx(labels_path, ndim=1)
     if len(images) != len(labels):
         raise ValueError(f'"{path}" holds {len(images)} images, but "{labels_path}" {len(labels)} labels.')
+    if len(images) and not images.size:
+        raise ValueError(f'"{path}" holds images of {images.shape[2]}x{images.shape[1]} pixels.')
     return images, labels.tolist()
 
 
@@ -47,8 +51,7 @@ def _load_idx(path: str | Path, ndim: int) -> np.ndarray:
                 raise ValueError("it does not begin with the header of such a file")
             shape = tuple(int(n) for n in header[1:])
             size = math.prod(shape)
-            if size > _MAX_SIZE:
-                raise ValueError(f"its header announces {size} bytes")
+            check_unpacked(size, os.path.getsize(path))
             data = file.read(size + 1)
     except (EOFError, zlib.error, OSError, ValueError) as err:
         raise ValueError(f'"{path}" cannot be read as a gzipped MNIST file (idx{ndim}): {err}.') from err

@@ -10,7 +10,7 @@ import numpy as np
 from dataset_utils import cli
 from dnnlib.cli import report_errors
 from dnnlib.images import ImageFiles
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, check_file
 
 CLASSES = ("dog", "cat", "bird")
 SYNSETS = Path(__file__).with_name("imagenet_synsets.csv")
@@ -70,6 +70,7 @@ def main(root: str, class_name: str, num_samples: int, dest: str, seed: int) -> 
     """
     if not dest.lower().endswith(".txt"):
         raise click.UsageError(f'--dest is a list of paths: "{dest}" must end in .txt.')
+    check_file(dest, "--dest")
     if not os.path.isdir(root):
         raise NotADirectoryError(f'--root: "{root}" is no folder.')
     synsets = read_synsets(class_name)

@@ -10,6 +10,7 @@ import numpy as np
 from dataset_utils import mnist
 from dataset_utils.cifar10 import load_cifar10
 from dnnlib.images import ImageFiles, Label, decode_image, label_array
+from dnnlib.limits import check_regular
 
 
 class Source:
@@ -141,19 +142,9 @@ def open_source(path: str | os.PathLike, max_images: int | None = None) -> Sourc
         raise FileNotFoundError(f'The source "{text}" does not exist.')
     elif os.path.isdir(text):
         source = _open_lmdb(text, max_images) if name.endswith("_lmdb") else _open_files(text, max_images)
-    elif name.endswith(".zip"):
-        source = _open_files(text, max_images)
-    elif name.endswith((".tar.gz", ".tgz")):
-        images, labels = load_cifar10(text)
-        source = _from_arrays(images, labels, text, max_images)
-    elif name.endswith(mnist.IMAGES_SUFFIX):
-        images, labels = mnist.load_mnist(text)
-        source = _from_arrays(images, labels, text, max_images, padding=2 if images.shape[1:] == (28, 28) else 0)
-    elif name.endswith(".txt"):
-        source = _open_list(text, max_images)
     else:
-        kinds = "a folder, .zip, .txt, CIFAR-10's .tar.gz, MNIST's -images-idx3-ubyte.gz, or digits"
-        raise ValueError(f'The source "{text}" is of no known kind; give {kinds}.')
+        check_regular(text)
+        source = _open_file(text, name, max_images)
     if len(source) == 0:
         source.close()
         raise ValueError(f'The source "{text}" holds no images.')
@@ -162,6 +153,21 @@ def open_source(path: str | os.PathLike, max_images: int | None = None) -> Sourc
 
 # ----------------------------------------------------------------------------
 # The kinds of sources. `limit` is the number of images to take, None = all.
+
+
+def _open_file(path: str, name: str, limit: int | None) -> Source:
+    """A file of any kind, which its lower-case `name` tells."""
+    if name.endswith(".zip"):
+        return _open_files(path, limit)
+    if name.endswith((".tar.gz", ".tgz")):
+        return _from_arrays(*load_cifar10(path), path, limit)
+    if name.endswith(mnist.IMAGES_SUFFIX):
+        images, labels = mnist.load_mnist(path)
+        return _from_arrays(images, labels, path, limit, padding=2 if images.shape[1:] == (28, 28) else 0)
+    if name.endswith(".txt"):
+        return _open_list(path, limit)
+    kinds = "a folder, .zip, .txt, CIFAR-10's .tar.gz, MNIST's -images-idx3-ubyte.gz, or digits"
+    raise ValueError(f'The source "{path}" is of no known kind; give {kinds}.')
 
 
 def _from_arrays(images: np.ndarray, labels: list[int], path: str, limit: int | None, padding: int = 0) -> Source:
@@ -196,7 +202,8 @@ def _open_files(path: str, limit: int | None) -> Source:
     label_array([label for label in ordered or () if label is not None], f'dataset.json of "{path}"')
     grouping = files.groups()
     groups = [grouping[name] for name in names] if grouping else None
-    return Source(names, lambda i: files.image(names[i]), ordered, [path], files.close, groups)
+    full = [f"{path.rstrip('/')}/{name}" for name in names]
+    return Source(full, lambda i: files.image(names[i]), ordered, [path], files.close, groups)
 
 
 def _folder_labels(names: list[str]) -> dict[str, int] | None:
@@ -215,8 +222,9 @@ def _open_list(path: str, limit: int | None) -> Source:
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()][:limit]
     files = [Path(path).parent / line for _, line in numbered]
     for file, (number, line) in zip(files, numbered):
-        if not file.is_file():
-            raise FileNotFoundError(f'Line {number} of "{path}" names "{line}", but there is no file "{file}".')
+        if not os.path.isfile(file):
+            shown = line if len(line) <= 300 else f"{line[:300]}..."
+            raise FileNotFoundError(f'Line {number} of "{path}" names "{shown}", but there is no such file.')
     return Source([str(f) for f in files], lambda i: decode_image(files[i].read_bytes(), str(files[i])), paths=[path])
 
 
@@ -231,6 +239,10 @@ def _open_lmdb(path: str, limit: int | None) -> Source:
 
     try:
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False)
+        # Pages are mapped into memory: to touch one beyond the end of the file would kill this process.
+        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if os.path.getsize(Path(path) / "data.mdb") < needed:
+            raise OSError(f'"{path}" is cut short: its data.mdb has fewer pages than it says.')
         with environment.begin() as transaction:
             keys = list(itertools.islice(transaction.cursor().iternext(keys=True, values=False), limit))
     except lmdb.Error as err:

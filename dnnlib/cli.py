@@ -1,5 +1,6 @@
 """What all command lines share: list and number arguments, one-line errors."""
 
+import errno
 import functools
 import math
 import os
@@ -49,7 +50,7 @@ class Float(click.FloatRange):
 
 
 def report_errors(main: Callable) -> Callable:
-    """Turn the errors that a user can cause (ValueError, OSError) into one line and exit status 1.
+    """Turn the errors that a user can cause (ValueError, OSError, too little memory) into one line and exit status 1.
 
     ``DIFFMEM_TRACEBACK=1`` shows the traceback instead. Under torchrun each line names its rank.
     """
@@ -58,11 +59,28 @@ def report_errors(main: Callable) -> Callable:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return main(*args, **kwargs)
-        except (ValueError, OSError) as err:
-            if os.environ.get("DIFFMEM_TRACEBACK") == "1":
+        except (ValueError, OSError, MemoryError, RuntimeError) as err:
+            text = describe_error(err)
+            if text is None or os.environ.get("DIFFMEM_TRACEBACK") == "1":
                 raise
-            message = " ".join(str(err).split()) or type(err).__name__
+            message = " ".join(text.split())
             rank = int(os.environ.get("RANK", "0"))
             raise click.ClickException(f"[rank {rank}] {message}" if rank else message) from None
 
     return wrapper
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def describe_error(err: BaseException) -> str | None:
+    """What to tell the user about an error, in one sentence or more; None for an error of the program."""
+    reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+    # torch reports that the CPU has too little memory as a bare RuntimeError.
+    if isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(err):
+        return f"There is not enough memory; take a smaller --batch, network or dataset ({reason[:200]})."
+    if isinstance(err, OSError) and err.strerror and err.filename is not None:
+        name = os.fsdecode(err.filename if err.filename2 is None else err.filename2)
+        advice = "; make room, or choose another folder" if err.errno in _NO_ROOM else ""
+        return f'"{name}": {err.strerror}{advice}.'
+    return str(err) or type(err).__name__ if isinstance(err, ValueError | OSError) else None

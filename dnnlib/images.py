@@ -1,9 +1,9 @@
 """Images and labels as they lie in files: one decoder, one encoder, one view of a folder or zip of images."""
 
 import io
-import json
 import os
 import reprlib
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from dnnlib.limits import check_regular, check_unpacked, parse_json
+
 Label = int | list[float]
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format whose decoder starts programs
@@ -19,9 +21,12 @@ _EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp",
     ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-_MAX_MEMBER = 1 << 30  # bytes of one unpacked zip member: a small zip cannot fill the memory
-_MAX_LABEL = (1 << 31) - 1
+_MAX_LABEL = (1 << 24) - 1  # a class has a row of weights
+_MAX_FILE = 1 << 28  # bytes of an image or a dataset.json in a folder
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
+# `decode_image` refuses what PIL only warns of.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 
 # ----------------------------------------------------------------------------
@@ -66,9 +71,11 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 def _refusal(image: PIL.Image.Image) -> str | None:
     """Why `decode_image` does not take this image, or None."""
+    if image.width * image.height > PIL.Image.MAX_IMAGE_PIXELS:
+        return f"is too large: {image.width}x{image.height} pixels"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photo followed by its preview
         return f"has {image.n_frames} frames; save the frames as single images"
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (image.mode == "P" and "transparency" in image.info):
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return "has transparency (an alpha channel); save it as gray or RGB without"
     if image.mode.startswith(("I", "F")) or (image.format in ("PNG", "TIFF") and ";16" in str(image.tile)):
         return "has more than 8 bits per channel; save it with 8"
@@ -131,6 +138,8 @@ def label_array(labels: Sequence[Label], where: str) -> np.ndarray:
 class ImageFiles:
     """The images and the `dataset.json` of a folder (searched recursively) or of a zip; nothing is extracted.
 
+    A zip with names that lead outside of it is refused all the same: other programs would extract them.
+
     Images are known by their extension; names that begin with a dot are left out. Objects can be pickled
     and used after a fork: every process opens the zip for itself.
 
@@ -148,7 +157,8 @@ class ImageFiles:
     Raises
     ------
     OSError, ValueError
-        If there is nothing at `path`, it is neither folder nor zip, or holds no images.
+        If there is nothing at `path`, it is neither folder nor zip, holds no images, or two files of one name
+        or names that lead outside.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -165,18 +175,27 @@ class ImageFiles:
             ]
         elif self.path.exists():
             self._is_zip = True
+            check_regular(self.path)
             found = self._zipfile().namelist()
+            self._check_names(found)
         else:
             raise FileNotFoundError(f'"{self.path}" does not exist; give a folder or a zip of images.')
         self.names = sorted(name for name in found if _is_image_name(name))
         if not self.names:
             self.close()
             raise ValueError(f'"{self.path}" holds no images ({" ".join(_EXTENSIONS)}).')
-        for name, following in zip(self.names, self.names[1:]):
-            if name == following:
-                self.close()
-                raise ValueError(f'"{self.path}" holds two files of the name "{name}"; make the zip anew.')
         self.has_metadata = "dataset.json" in found
+
+    def _check_names(self, found: Sequence[str]) -> None:
+        ordered = sorted(found)
+        outside = [name for name in found if name.startswith("/") or ".." in name.split("/")]
+        twice = [name for name, following in zip(ordered, ordered[1:]) if name == following]
+        for name in outside[:1]:
+            self.close()
+            raise ValueError(f'"{self.path}" holds the name "{name}", which leads outside of it; make the zip anew.')
+        for name in twice[:1]:
+            self.close()
+            raise ValueError(f'"{self.path}" holds two files of the name "{name}"; make the zip anew.')
 
     def read(self, name: str) -> bytes:
         """Return the content of one file.
@@ -187,14 +206,23 @@ class ImageFiles:
             If it cannot be read, or is damaged.
         """
         if not self._is_zip:
+            check_regular(self.path / name)
+            size = os.stat(self.path / name).st_size
+            if size > _MAX_FILE:
+                raise ValueError(f'"{self.path / name}" is too large: {size} bytes.')
             return (self.path / name).read_bytes()
         try:
             archive = self._zipfile()
-            size = archive.getinfo(name).file_size
-            if size > _MAX_MEMBER:
-                raise ValueError(f"it unpacks to {size} bytes, which is too large")
-            return archive.read(name)
-        except Exception as err:  # damaged, encrypted, exotic compression: errors of many kinds
+            info = archive.getinfo(name)
+            if info.flag_bits & 1:
+                raise ValueError("it is encrypted; make the zip anew without a password")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others cannot be bounded
+                raise ValueError("it is compressed by another method than deflate; make the zip anew")
+            check_unpacked(info.file_size)
+            with archive.open(info) as file:
+                # A size makes zlib stop there: what the header announces is no more than a claim.
+                return file.read(info.file_size) if info.file_size else file.read(1)
+        except Exception as err:  # damaged data: errors of many kinds
             raise ValueError(f'"{name}" in "{self.path}" cannot be read: {err}.') from err
 
     def image(self, name: str) -> np.ndarray:
@@ -211,9 +239,10 @@ class ImageFiles:
         """
         if not self.has_metadata:
             return None
+        data = self.read("dataset.json")
         try:
-            content = json.loads(self.read("dataset.json"))
-        except (ValueError, RecursionError) as err:
+            content = parse_json(data)
+        except ValueError as err:
             raise ValueError(f'dataset.json of "{self.path}" is no valid JSON: {err}.') from err
         if not isinstance(content, dict):
             raise ValueError(f'dataset.json of "{self.path}" is no JSON object with the key "labels".')

@@ -4,12 +4,15 @@ import contextlib
 import errno
 import os
 import re
+import reprlib
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
+
+_LONGEST_LIST = 10_000_000
 
 
 class EasyDict(dict):
@@ -38,18 +41,20 @@ def parse_int_list(text: str) -> list[int]:
     Raises
     ------
     ValueError
-        If a part is neither an integer nor a range ``LOW-HIGH`` with LOW <= HIGH.
+        If a part is neither an integer nor a range ``LOW-HIGH`` with LOW <= HIGH, or there are more than 10 million
+        numbers.
     """
     values: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part, flags=re.ASCII)
         if not match:
-            raise ValueError(f'"{part}" is neither a whole number nor a range; write for example 1,2,5-10.')
+            shown = reprlib.repr(part)  # in one line, and short
+            raise ValueError(f"{shown} is neither a whole number nor a range; write for example 1,2,5-10.")
         low, high = int(match[1]), int(match[2] or match[1])
         if high < low:
             raise ValueError(f'The range "{part.strip()}" runs backwards; write {high}-{low}.')
-        if high - low >= 100_000_000:
-            raise ValueError(f'The range "{part.strip()}" holds more than 100 million numbers.')
+        if len(values) + high - low >= _LONGEST_LIST:
+            raise ValueError(f'The list holds more than {_LONGEST_LIST:,} numbers, with the range "{part.strip()}".')
         values.extend(range(low, high + 1))
     return values
 
@@ -87,7 +92,11 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = True
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as err:
+        err.filename = os.fspath(path)
+        raise
     try:
         umask = os.umask(0)
         os.umask(umask)
@@ -126,15 +135,39 @@ def check_folder(path: str | os.PathLike) -> None:
     Raises
     ------
     OSError
-        If the name is empty, there is a file of that name or above it, or the nearest folder is read-only.
+        If the name is empty, there is a file or a broken link of that name or above it, or the nearest folder is
+        read-only.
     """
     if not os.fspath(path):
         raise NotADirectoryError("The name of a folder to write to is empty.")
-    nearest = next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
+    nearest = next(p for p in [Path(path), *Path(path).absolute().parents] if os.path.lexists(p))
+    if not nearest.exists():
+        raise NotADirectoryError(f'"{path}" cannot be written to: "{nearest}" is a link that leads nowhere.')
     if not nearest.is_dir():
         raise NotADirectoryError(f'"{path}" cannot be written to: "{nearest}" is a file.')
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise PermissionError(f'"{path}" cannot be written to: no permission to write in "{nearest}".')
+
+
+def check_file(path: str | os.PathLike, option: str | None = None) -> None:
+    """Refuse a file that cannot be written, without making it or its folder; `option` is named in errors.
+
+    Raises
+    ------
+    OSError
+        If the name is empty or that of a folder, a link leads to itself, or as of `check_folder` for its folder.
+    """
+    prefix = f"{option}: " if option is not None else ""
+    if not os.fspath(path):
+        raise IsADirectoryError(f"{prefix}The name of a file to write is empty.")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f'{prefix}"{path}" is a folder; name a file.')
+    if os.path.islink(os.path.realpath(path)):
+        raise OSError(f'{prefix}"{path}" is a link that leads to itself.')
+    try:
+        check_folder(Path(path).parent)
+    except OSError as err:
+        raise type(err)(f"{prefix}{err}") from err
 
 
 def is_url(text: str) -> bool:

@@ -1,6 +1,7 @@
 """Figures of the study: R_mem over |D| with EMM, and R_mem over the epochs, one line per value of a factor."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,8 +81,7 @@ def curve_figure(
     else:
         ax.set_title(f"{lines[0].emm}  {lines[0].emm_interval}", loc="right", color=_RED, fontsize=10)
         title = title or (f"{by} = {lines[0].name}" if by else None)
-    if title:
-        fig.suptitle(title, fontsize=11)
+    _title(fig, ax, title, beside_legend=several)
     save_figure(fig, path)
 
 
@@ -123,8 +123,7 @@ def trajectory_figure(
         _legend(fig, None)
     else:
         ax.set_title(trajectories[0].name, loc="right", fontsize=10)
-    if title:
-        fig.suptitle(title, fontsize=11)
+    _title(fig, ax, title, beside_legend=several)
     save_figure(fig, path)
 
 
@@ -158,6 +157,14 @@ def _ratio_axis(ax: Axes, x: str) -> None:
     ax.grid(color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _title(fig: Figure, ax: Axes, title: str | None, beside_legend: bool) -> None:
+    """Above the figure, or above the axes alone, where a legend stands beside them."""
+    if title and beside_legend:
+        ax.set_title(textwrap.fill(title, 52), fontsize=11)
+    elif title:
+        fig.suptitle(title, fontsize=11)
 
 
 def _legend(fig: Figure, title: str | None) -> None:

@@ -156,10 +156,6 @@ def _folders(root: Path, runs: Iterable[str | os.PathLike]) -> set[Path]:
 
 def _read_run(folder: Path, root: Path) -> StudyRun:
     point = run_point(folder)
-    if not all(math.isfinite(value) for value in (point.epochs, *(s.kimg for s in point.snapshots))):
-        raise ValueError(f'"{folder}" holds durations that are no numbers.')
-    for snapshot in point.snapshots:
-        _ = snapshot.interval  # refuses counts that are no ratio
     entries = _read_stats(folder / "stats.jsonl")
     losses = {entry["Progress/kimg"]: entry["Loss/loss"] for entry in entries if "Loss/loss" in entry}
     seconds, last = 0.0, 0.0

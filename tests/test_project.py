@@ -43,7 +43,9 @@ def test_all_packages_are_installed():
     assert set(project["tool"]["setuptools"]["packages"]) == {p.parent.name for p in ROOT.glob("*/__init__.py")}
 
 
-@pytest.mark.parametrize("script", ["train", "generate", "generate_optim", "mem_ratio", "dataset_tool", "emm"])
+@pytest.mark.parametrize(
+    "script", ["train", "generate", "generate_optim", "mem_ratio", "dataset_tool", "emm", "outlier_study"]
+)
 def test_help_from_any_folder(script, tmp_path):
     """After pip install -e, a script runs by its path."""
     command = [sys.executable, str(ROOT / f"{script}.py"), "--help"]
@@ -63,9 +65,10 @@ def test_readme_options_exist():
     """Every option in a README command is one that its script has."""
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     for command in re.findall(r"^(?:python|torchrun) .*$", text, flags=re.MULTILINE):
-        match = re.search(r"\b(\w+)\.py\b(.*)", command)
-        script, rest = match[1], match[2]
-        words = [script] + [w for w in rest.split()[:1] if w in ("curve", "collapse")]
+        match = re.search(r"\b([\w/]+)\.py\b(.*)", command)
+        script, rest = match[1], match[2].split(" -- ")[0]  # what follows is for another script
+        commands = ("curve", "trajectory", "collapse", "report", "search", "moons")
+        words = [script] + [w for w in rest.split()[:1] if w in commands]
         help = [sys.executable, str(ROOT / f"{script}.py"), *words[1:], "--help"]
         known = subprocess.run(help, capture_output=True, text=True, check=True).stdout
         for option in re.findall(r"(?<=\s)(--[\w-]+)", rest):

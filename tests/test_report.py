@@ -249,7 +249,7 @@ def test_damaged_numbers_leave_a_run_out_or_a_gap(trained, tmp_path):
     )
     found = read_study(tmp_path)
     assert [run.name for run in found.runs] == ["good"] and found.runs[0].losses == [(250, 0.5)]
-    assert "num_memorized" in found.left_out["impossible"] and "no numbers" in found.left_out["endless"]
+    assert "num_memorized" in found.left_out["impossible"] and "total_nimg" in found.left_out["endless"]
     assert "impossible num_memorized" in make_page(tmp_path, tmp_path / "report.html")
 
 

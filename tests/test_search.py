@@ -593,7 +593,7 @@ def test_dry_run_writes_nothing(tmp_path, run_cli):
     [
         (["--low=9", "--high=9"], [], 2, "--low=9 is not less than --high=9"),
         (["--high=5000"], [], 2, "digits has class-balanced training sets of 1740 at most"),
-        (["--tolerance=1"], [], 2, "not in the range x>1"),
+        (["--tolerance=1"], [], 2, "not in the range x>=1.001"),
         (["--level=1"], [], 2, "not in the range"),
         (["--source=nowhere.zip"], [], 1, 'The source "nowhere.zip" does not exist'),
         ([], ["--duration=0"], 2, "TRAIN_OPTIONS: Invalid value for '--duration'"),

@@ -1,5 +1,6 @@
 """What a result was made with: the versions of Python, of the packages that decide numbers, and of this project."""
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 PACKAGES = ("diffusion-memorization", "torch", "numpy", "scipy")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Name -> version, for people to read: Python, `PACKAGES`, the git commit where it is known, the platform.
 

@@ -16,6 +16,7 @@ import numpy as np
 from dnnlib.limits import parse_json
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
+from dnnlib.versions import versions
 from memorization.ratio import Measurement, make_measurement, wilson_interval
 
 # A record is one measurement of one snapshot. Two with equal settings are the same measurement done
@@ -97,6 +98,7 @@ def make_record(measurement: Measurement, kimg: int | None, settings: dict[str, 
         "mean_distance": measurement.mean_distance,
         **settings,
         **entries,
+        "versions": versions(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -508,7 +508,7 @@ def test_large_files_are_refused_unread(tmp_path):
 
 def test_no_file(tmp_path):
     os.mkfifo(tmp_path / "x.pkl")
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(OSError, match="is no regular file"):
         load_network(tmp_path / "x.pkl")
 
 

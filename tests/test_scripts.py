@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import ROOT
 
-SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*_*.sh"))
+SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*_*.sh") if "study.sh" in p.read_text())
 
 # One small size and few values of each factor.
 TINY = {
@@ -94,13 +94,13 @@ def test_an_interrupted_run_continues(python, tmp_path):
     env = {"SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "PYTHON": python, "JOBS": "1"}
     env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--tick=1 --dump=1"}
     run = tmp_path / "out/runs/8/10-seed1"
-    shell("model_width", env | {"DURATION": "8"})
+    shell("model_width", env | {"DURATION": "16"})
     first = sorted(run.glob("training-state-*.pt"))[0]
     for path in [*run.glob("*.pt"), run / "mem_traj.jsonl", *run.glob("network-snapshot-*")]:
         if path != first:
             path.unlink()
     (run / "run-state.json").write_text('{"state": "stopped", "kimg": 1}')
-    shell("model_width", env | {"DURATION": "8"})
+    shell("model_width", env | {"DURATION": "16"})
     assert first.name in (run / "out.txt").read_text()
     assert json.loads((run / "run-state.json").read_text())["state"] == "complete"
 

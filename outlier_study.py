@@ -20,8 +20,9 @@ from training.options import device_option
 
 EXIT_STOPPED = 75  # as of train.py: a signal ended the run, and the same command goes on
 
-_COUNT = click.IntRange(min=0)
-_POSITIVE = click.IntRange(min=1)
+_COUNT = click.IntRange(min=0, max=10**7)
+_POSITIVE = click.IntRange(min=1, max=10**7)
+_REPEATS = click.IntRange(min=1, max=10_000)
 _LENGTH = Float(min=0)
 
 
@@ -50,7 +51,7 @@ def _setting(flag: str, help: str, metavar: str, type: Any) -> Any:
     default="quick", show_default=True,
 )  # fmt: skip
 @click.option("--out", help="Folder of the study", metavar="DIR", required=True)
-@_setting("--points", "Points of the two moons", "INT", click.IntRange(min=2))
+@_setting("--points", "Points of the two moons", "INT", click.IntRange(min=2, max=10**7))
 @_setting("--outliers", "Outliers, a cluster 2 standard deviations from the mean", "INT", _COUNT)
 @_setting("--duplicates", "Copies of randomly chosen points", "INT", _COUNT)
 @_setting("--jitter", "Standard deviation of what is added to copies; 0 = exact copies", "FLOAT", _LENGTH)
@@ -60,7 +61,7 @@ def _setting(flag: str, help: str, metavar: str, type: Any) -> Any:
     "--test-outliers/--no-test-outliers", "Put as many held-out outliers of the cluster into the test set", None, None
 )  # fmt: skip
 @_setting("--epochs", "Epochs of training", "INT", _POSITIVE)
-@_setting("--repeats", "Networks, each with data of its own", "INT", _POSITIVE)
+@_setting("--repeats", "Networks, each with data of its own", "INT", _REPEATS)
 @_setting(
     "--ratio", "Memorized: the nearest training point is nearer than the nearest test point by this", "FLOAT",
     Float(min=1),

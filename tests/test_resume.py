@@ -308,6 +308,27 @@ def test_damaged_state_is_said_and_the_one_before_is_taken(whole, data, tmp_path
     assert same(whole, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda shared: shared.pop("nimg"), "lacks weights or counters"),
+        (lambda shared: shared.update(tick="1"), "lacks weights or counters"),
+        (lambda shared: shared.update(ema=[]), "lacks weights or counters"),
+        (lambda shared: shared.update(optimizer={}), "another optimizer"),
+        (lambda shared: shared["optimizer"].update(param_groups=[]), "another optimizer"),
+        (lambda shared: shared["optimizer"]["state"][0].update(exp_avg=torch.zeros(7)), "another optimizer"),
+    ],
+)
+def test_states_that_only_look_like_one(change, words, whole, data, tmp_path, run_cli):
+    path = tmp_path / "training-state-000002.pt"
+    content = torch.load(whole / path.name, weights_only=True)
+    change(content["shared"])
+    torch.save(dict(content, format=1), path)
+    args = [f"--outdir={tmp_path / 'run'}", f"--data={data}", *BASE, f"--resume={path}"]
+    assert words in run_cli(train.main, args, code=1).stderr
+    assert not (tmp_path / "run").exists()
+
+
 # ----------------------------------------------------------------------------
 # What is written.
 

@@ -141,7 +141,13 @@ def training_loop(
         check_state(shared, resume, net, batch_size, len(dataset), settings, total_nimg, content)
         load_tensors(net, shared["net"], resume)
         load_tensors(ema, shared["ema"], resume)
-        optimizer.load_state_dict(shared["optimizer"])
+        try:
+            optimizer.load_state_dict(shared["optimizer"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
+            raise ValueError(f'"{resume}" holds the state of another optimizer.') from err
+        for p, moments in optimizer.state.items():
+            if any(isinstance(m, Tensor) and m.ndim and m.shape != p.shape for m in moments.values()):
+                raise ValueError(f'"{resume}" holds the state of another optimizer.')
         nimg, tick = shared["nimg"], shared["tick"]
         ema_rampup_ratio = shared.get("ema_rampup_ratio", ema_rampup_ratio)
         order.load_state_dict(own["order"])
@@ -325,6 +331,9 @@ def check_state(
     for name, value in content.items():
         if None not in (value, shared.get(name)) and value != shared[name]:  # older states do not know
             raise ValueError(f'"{source}" is of a run on other {name.split("_")[0]} content; resume with its --data.')
+    tensors = all(isinstance(shared.get(part), dict) for part in ("net", "ema", "optimizer"))
+    if not tensors or any(type(shared.get(name)) is not int for name in ("nimg", "tick")):
+        raise ValueError(f'"{source}" lacks weights or counters; it is not a whole training state.')
     if shared["nimg"] >= total_nimg:
         kimg = shared["nimg"] / 1000
         raise EndOfRun(source, kimg, f"{kimg:g} kimg; raise --duration to go on")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,15 @@ def test_processes_agree_about_damage_and_verdict(run, reference, run_cli, tmp_p
         assert {**one, "time": None} == {**two, "time": None}
         for name, array in rows_of(tmp_path / "one", one["kimg"]).items():
             np.testing.assert_array_equal(array, rows_of(run, one["kimg"])[name])
+
+
+def test_records_are_the_same_bytes_at_any_batch(run, reference, run_cli, tmp_path):
+    texts = []
+    for batch in (64, 7):
+        log = tmp_path / f"{batch}" / "mem_traj.log"
+        run_cli(cli.main, arguments(run, reference, "--seeds=0-39", f"--batch={batch}", f"--log={log}"))
+        texts.append(re.sub(r'"time": "[^"]*"', "", log.with_suffix(".jsonl").read_text()))
+    assert texts[0] == texts[1] and texts[0].count("versions") == 2
 
 
 # ----------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def _average(runs: Sequence[RunPoint]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     common = np.unique(np.concatenate(epochs))
     common = common[(common >= first) & (common <= last)]
     if not common.size:
-        raise ValueError(f'"{runs[0].run}" and the runs with it have no epochs in common; draw each run by itself.')
+        raise ValueError(f'"{runs[0].run}" and the runs with it have no epochs in common; draw them with --per-run.')
     at = np.array([np.interp(common, e, r) for e, r in zip(epochs, ratios)])
     return common, at.mean(axis=0), at.min(axis=0), at.max(axis=0)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_utils import distributed
 from training.dataset import ImageFolderDataset
+from training.fingerprint import array_sha256
 from training.generation import split_seeds
 from training.optim import OptimEDM, load_optimum
 from training.samplers import StackedRandomGenerator
@@ -210,7 +211,7 @@ class GapMeter:
         self._optimum = OptimEDM(training.images, training.labels).to(device)
         self._settings = {"num": num, "seed": seed}
         if holdout is not None:
-            digest = hashlib.sha256(np.ascontiguousarray(holdout.images)).hexdigest()
+            digest = array_sha256(holdout.images)
             path = str(os.path.realpath(holdout.path))
             self._settings |= {"holdout": path, "holdout_size": len(holdout.images), "holdout_sha256": digest}
 

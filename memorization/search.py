@@ -112,7 +112,7 @@ class Study:
                 write_dataset(images.select(chosen), data, quiet=True)
         for i, run in enumerate(self.runs(size)):
             train = [*self._script("train.py"), f"--outdir={self.run_dir(run)}", "--nosubdir", f"--data={data}"]
-            train += [f"--device={self.device}", *self.train_options, f"--seed={self.seed + i}"]
+            train += [f"--device={self.device}", *self.train_options, f"--seed={self.seed + i}", "--resume=latest"]
             measure = [*self._script("mem_ratio.py"), f"--expdir={self.run_dir(run)}", f"--knn-ref={data}"]
             measure += [
                 f"--seeds={self.seeds}",

@@ -54,7 +54,7 @@ class SearchJob:
         job = json.loads(self.path.read_text(encoding="utf-8"))
         run_dir = Path(job["run_dir"])
         with open(self.path.with_suffix(".log"), "a", encoding="utf-8") as log:
-            for is_done, command in [(is_trained(run_dir), job["train"] + _resume(run_dir)), (False, job["measure"])]:
+            for is_done, command in [(is_trained(run_dir), job["train"]), (False, job["measure"])]:
                 status = 0 if is_done else self._call(command, log)
                 if status != 0:
                     return status
@@ -109,11 +109,6 @@ def trained_nimg(run_dir: Path) -> int:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be half written
             return round(1000 * json.loads(line)["Progress/kimg"]["mean"])
     return 0
-
-
-def _resume(run_dir: Path) -> list[str]:
-    states = sorted(run_dir.glob("training-state-*.pt"))
-    return [f"--resume={states[-1]}"] if states else []
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import math
@@ -311,10 +312,17 @@ def format_int_list(values: Iterable[int]) -> str:
 
 def _sha256(path: str | os.PathLike) -> str:
     """Digest of a file, or of all files of a folder."""
-    digest = hashlib.sha256()
     path = Path(path)
-    for each in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
-        with open(each, "rb") as file:
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return _content_sha256(tuple((str(file), (at := file.stat()).st_size, at.st_mtime_ns) for file in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _content_sha256(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Digest of these files (path, bytes, time of the last change), which while they stay are read only once."""
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with open(path, "rb") as file:
             while part := file.read(1 << 20):
                 digest.update(part)
     return digest.hexdigest()

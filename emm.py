@@ -14,18 +14,18 @@ from dnnlib import EasyDict
 from dnnlib.cli import Float, report_errors
 from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
-from memorization.collapse import posterior_curves
-from memorization.curve_files import write_curve_csv, write_curve_json, write_trajectory_csv
-from memorization.curve_plots import curve_figure, trajectory_figure
-from memorization.curves import REPLICATES, Line, curve_lines, trajectories
-from memorization.emm import RunPoint, find_runs, run_point
-from memorization.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
+from memorization.curve.emm import RunPoint, find_runs, run_point
+from memorization.curve.figures import curve_figure, trajectory_figure
+from memorization.curve.files import write_curve_csv, write_curve_json, write_trajectory_csv
+from memorization.curve.lines import REPLICATES, Line, curve_lines, trajectories
+from memorization.measure.posterior import posterior_curves
 from memorization.plots import check_format, collapse_curve
-from memorization.report import only_factor, write_report
-from memorization.search import LOCK, PLAN, Plan, Range, Search, Study, choose_subset, describe_result
-from memorization.search_job import EXIT_STOPPED
-from memorization.study import read_study
-from memorization.trajectory import format_int_list
+from memorization.records import format_int_list
+from memorization.report.folder import read_study
+from memorization.report.report import only_factor, write_report
+from memorization.search.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
+from memorization.search.job import EXIT_STOPPED
+from memorization.search.search import LOCK, PLAN, Plan, Range, Search, Study, choose_subset, describe_result
 from training.options import device_option, seeds_option
 
 _runs_argument = click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)

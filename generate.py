@@ -15,7 +15,7 @@ from training.options import (
     seeds_option,
     subdirs_option,
 )
-from training.snapshot import load_network
+from training.snapshots.snapshot import load_network
 
 
 @click.command(context_settings=dict(max_content_width=120))

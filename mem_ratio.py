@@ -10,15 +10,15 @@ from click.core import ParameterSource
 
 from dnnlib.cli import Float, report_errors
 from dnnlib.util import check_file, check_folder
-from memorization.criteria import CRITERIA, THRESHOLD
-from memorization.evaluation import Evaluator
-from memorization.feature_space import FeatureSpace
-from memorization.features import TRUST, load_features
-from memorization.gap import GapMeter, ImageSet
+from memorization.measure.criteria import CRITERIA, THRESHOLD
+from memorization.measure.evaluator import Evaluator
+from memorization.measure.feature_space import FeatureSpace
+from memorization.measure.features import TRUST, load_features
+from memorization.measure.gap import GapMeter, ImageSet
+from memorization.measure.results import Reference, Task, read_groups
+from memorization.measure.subjects import Subject, optimum_subject, snapshot_subjects, watch_snapshots
 from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_histogram
-from memorization.results import Reference, Task, read_groups
-from memorization.subjects import Subject, optimum_subject, snapshot_subjects, watch_snapshots
-from memorization.trajectory import jsonl_path
+from memorization.records import jsonl_path
 from torch_utils import distributed as dist
 from training.options import (
     batch_option,

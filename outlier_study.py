@@ -9,7 +9,7 @@ import click
 
 from dnnlib.cli import Float, report_errors
 from dnnlib.util import check_folder
-from memorization.group_curves import group_figure, half_epoch, read_group_curves, write_group_curves
+from memorization.curve.group_curves import group_figure, half_epoch, read_group_curves, write_group_curves
 from memorization.plots import check_format, save_figure
 from torch_utils import distributed as dist
 from toy.analysis import summarize

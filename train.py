@@ -19,17 +19,17 @@ from dnnlib import EasyDict
 from dnnlib.cli import Float, IntList, describe_error, report_errors
 from dnnlib.util import Logger, atomic_write, check_folder
 from dnnlib.versions import versions
-from memorization.monitor import MemorizationMonitor, stop_reason
+from memorization.measure.monitor import MemorizationMonitor, stop_reason
 from torch_utils import distributed as dist
 from torch_utils.determinism import deterministic_algorithms
-from training.checkpoint import latest_state, load_state
 from training.dataset import ImageFolderDataset
-from training.events import check_tensorboard
 from training.fingerprint import array_sha256, dataset_sha256
 from training.observer import Observer, SampleGrid
 from training.options import device_option
-from training.run_state import mark_failed, write_run_state
-from training.snapshot import check_tensors, list_snapshots, load_network
+from training.run.checkpoint import latest_state, load_state
+from training.run.events import check_tensorboard
+from training.run.state import mark_failed, write_run_state
+from training.snapshots.snapshot import check_tensors, list_snapshots, load_network
 from training.training_loop import OPTIMIZERS, EndOfRun, check_state, make_network, split_batch, training_loop
 
 LATEST = "latest"  # --resume: the newest whole training state
@@ -40,7 +40,7 @@ LOST_CONNECTION = re.compile(r"[Cc]onnection (closed|reset)|[Bb]roken pipe|[Tt]i
 FRACTION = Float(min=0, max=1)
 POSITIVE = Float(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
-CHANNELS, BLOCKS = click.IntRange(1, 1 << 16), click.IntRange(1, 64)  # as in training.arguments
+CHANNELS, BLOCKS = click.IntRange(1, 1 << 16), click.IntRange(1, 64)  # as in training.snapshots.arguments
 SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
 
 

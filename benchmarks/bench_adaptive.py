@@ -5,7 +5,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from dnnlib.cli import Float, report_errors
-from memorization.sequential import PRIOR_SAMPLES, decision_bounds, rounds
+from memorization.stats.sequential import PRIOR_SAMPLES, decision_bounds, rounds
 
 OFFSETS = (-0.4, -0.2, -0.1, -0.05, -0.03, -0.02, -0.01, 0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.1)
 _BLOCK = 250  # replications at a time

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from dnnlib.cli import report_errors
-from memorization.knn import Neighbors
+from memorization.measure.knn import Neighbors
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
 from training.options import device_option
@@ -86,7 +86,7 @@ def fastest(functions: list[Callable], device: torch.device, repeats: int) -> li
 @device_option
 @report_errors
 def main(data: str, others: str | None, queries: int, k: int, repeats: int, device: str) -> None:
-    """Time the nearest-neighbour search (memorization/knn.py) against float32 torch.cdist and topk."""
+    """Time the nearest-neighbour search (memorization/measure/knn.py) against float32 torch.cdist and topk."""
     target = dist.init(device)
     reference = ImageFolderDataset(data).images()
     unrelated = ImageFolderDataset(others).images() if others else None

@@ -18,8 +18,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
 from dnnlib.util import atomic_write, check_file
-from memorization.collapse import LEVEL, PosteriorCurve
-from memorization.criteria import CRITERIA, THRESHOLD, memorized
+from memorization.measure.criteria import CRITERIA, THRESHOLD, memorized
+from memorization.measure.posterior import LEVEL, PosteriorCurve
 
 _RED, _GREY = "#c8372d", "#6e6e6e"
 

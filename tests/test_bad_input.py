@@ -55,7 +55,7 @@ COMMANDS = {
     name: f"dataset_utils.{name}"
     for name in ("dataset_size", "dataset_dimension", "dataset_diversity", "dataset_random", "dataset_unique",
                  "dataset_inject", "intra_diversity", "sample_imagenet")
-} | {"snapshot": "training.snapshot"}  # fmt: skip
+} | {"snapshot": "training.snapshots.snapshot"}  # fmt: skip
 
 
 class Link:
@@ -1009,7 +1009,7 @@ FULL = {
 def good(tmp_path_factory):
     """The files that lie in the folder of every case: name -> bytes."""
     from training.networks import build_network
-    from training.snapshot import save_snapshot
+    from training.snapshots.snapshot import save_snapshot
 
     torch.manual_seed(0)
     net = build_network(

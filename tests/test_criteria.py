@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from memorization import plots, ratio
-from memorization.criteria import CRITERIA, THRESHOLD, make_criterion, memorized, other_distance, threshold_at
+from memorization import plots
+from memorization.measure import ratio
+from memorization.measure.criteria import CRITERIA, THRESHOLD, make_criterion, memorized, other_distance, threshold_at
 
 
 def brute_force(images, reference, k):

@@ -9,7 +9,7 @@ from test_training import last_snapshot
 import training.optim
 from training.generation import generate_images
 from training.optim import OptimEDM, load_optimum
-from training.snapshot import load_network
+from training.snapshots.snapshot import load_network
 
 pytestmark = [
     pytest.mark.cuda,

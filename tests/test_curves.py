@@ -10,11 +10,11 @@ from PIL import Image
 from test_emm import write_run
 
 import emm as cli
-from memorization.bootstrap import optimism, percentiles, ratio_replicates, seed_spread
-from memorization.curve_plots import curve_figure, line_styles, trajectory_figure
-from memorization.curves import curve_lines, curve_points, trajectories
-from memorization.emm import emm_crossings, emm_estimate, run_point
-from memorization.factors import NOT_RECORDED, differing_keys, factor_values, group_by, readable
+from memorization.curve.emm import emm_crossings, emm_estimate, run_point
+from memorization.curve.factors import NOT_RECORDED, differing_keys, factor_values, group_by, readable
+from memorization.curve.figures import curve_figure, line_styles, trajectory_figure
+from memorization.curve.lines import curve_lines, curve_points, trajectories
+from memorization.stats.bootstrap import optimism, percentiles, ratio_replicates, seed_spread
 
 
 def study(folder, curves, sizes=(16, 64), seeds=(1,), n=1000, **options):

@@ -10,9 +10,9 @@ from PIL import Image
 
 import emm as cli
 import generate_optim
-from memorization.collapse import crossing, posterior_curves
-from memorization.curves import curve_points
-from memorization.emm import Emm, differing_options, emm_estimate, find_runs, run_point
+from memorization.curve.emm import Emm, differing_options, emm_estimate, find_runs, run_point
+from memorization.curve.lines import curve_points
+from memorization.measure.posterior import crossing, posterior_curves
 from memorization.plots import collapse_curve, neighbour_grid
 
 

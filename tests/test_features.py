@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorization.features import load_features
+from memorization.measure.features import load_features
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch, on making such files
 
@@ -98,7 +98,7 @@ def test_half_precision_becomes_float32(save, images):
 
 def test_copies_stand_out_in_features(save, images):
     """The use of it: neighbours by feature distance, here with a feature that brightness does not change."""
-    from memorization.criteria import memorized
+    from memorization.measure.criteria import memorized
 
     class Normalized(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

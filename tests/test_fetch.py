@@ -15,7 +15,7 @@ import generate
 from dnnlib import download as module
 from dnnlib.download import cache_dir
 from dnnlib.util import fetch
-from training.snapshot import load_network
+from training.snapshots.snapshot import load_network
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 HASH = hashlib.sha256(CONTENT).hexdigest()

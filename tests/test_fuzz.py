@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from dataset_utils.sources import open_source
 from dnnlib.images import ImageFiles, decode_image, label_array
 from dnnlib.util import parse_int_list
-from memorization.emm import run_point
-from memorization.trajectory import format_int_list, read_trajectory
+from memorization.curve.emm import run_point
+from memorization.records import format_int_list, read_trajectory
 from training.dataset import ImageFolderDataset
 from training.networks import build_network
-from training.snapshot import load_network, save_snapshot
+from training.snapshots.snapshot import load_network, save_snapshot
 from training.trace import read_trace
 
 EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True, database=None,

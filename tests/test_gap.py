@@ -10,14 +10,14 @@ from test_ratio import FAST, random_network
 from test_training import torchrun
 
 import mem_ratio as cli
-import memorization.evaluation
-from memorization.gap import GapMeter, ImageSet, gap_to_optimum, noise_levels
+import memorization.measure.evaluator
+from memorization.measure.gap import GapMeter, ImageSet, gap_to_optimum, noise_levels
 from memorization.plots import gap_curves
-from memorization.trajectory import read_trajectory
+from memorization.records import read_trajectory
 from training.dataset import ImageFolderDataset
 from training.networks import build_network
 from training.optim import OptimEDM
-from training.snapshot import save_snapshot
+from training.snapshots.snapshot import save_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -264,13 +264,13 @@ def test_command(setup, run_cli, digits, monkeypatch):
     # Nothing is measured twice: neither with the same settings, nor with fewer, nor the ratio for another gap.
     calls = []
     for name in ("measure_gap", "measure_snapshot"):
-        real = getattr(memorization.evaluation, name)
+        real = getattr(memorization.measure.evaluator, name)
 
         def count(*args, name=name, real=real, **kwargs):
             calls.append(name)
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(memorization.evaluation, name, count)
+        monkeypatch.setattr(memorization.measure.evaluator, name, count)
     run_cli(cli.main, run_options(setup, holdout=setup / "held-out.zip"))
     run_cli(cli.main, run_options(setup))
     run_cli(cli.main, run_options(setup, gap=None))
@@ -299,7 +299,7 @@ def test_interrupted_between_ratio_and_gap(setup, run_cli, monkeypatch):
         raise OSError("The disk is full.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(memorization.evaluation, "measure_gap", stop)
+        patch.setattr(memorization.measure.evaluator, "measure_gap", stop)
         run_cli(cli.main, run_options(setup), code=1)
     assert len(read_trajectory(setup / "run" / "mem_traj.jsonl")) == 1
     assert run_cli(cli.main, run_options(setup)).output.count("measured before") == 1

@@ -12,7 +12,7 @@ import generate
 import generate_optim
 from training.generation import generate_images, image_path, to_uint8
 from training.networks import build_network
-from training.snapshot import list_snapshots, load_network, save_snapshot
+from training.snapshots.snapshot import list_snapshots, load_network, save_snapshot
 
 
 @pytest.fixture(scope="module")

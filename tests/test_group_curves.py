@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import outlier_study
-from memorization.group_curves import half_epoch, read_group_curves
-from memorization.ratio import wilson_interval
+from memorization.curve.group_curves import half_epoch, read_group_curves
+from memorization.measure.ratio import wilson_interval
 
 
 def row(num_memorized, num_nearest, num_training, num_replayed):

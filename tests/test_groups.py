@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from memorization.groups import MAX_CLASSES, group_table, label_groups
-from memorization.ratio import wilson_interval
+from memorization.measure.groups import MAX_CLASSES, group_table, label_groups
+from memorization.measure.ratio import wilson_interval
 from training.dataset import ImageFolderDataset
 
 

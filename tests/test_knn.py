@@ -11,8 +11,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from memorization import knn
-from memorization.knn import Neighbors, nearest_neighbors
+from memorization.measure import knn
+from memorization.measure.knn import Neighbors, nearest_neighbors
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).parent / "reference" / "knn.npz"
@@ -244,7 +244,7 @@ def test_memory():
     script = """if True:
         import resource
         import numpy as np
-        from memorization.knn import Neighbors
+        from memorization.measure.knn import Neighbors
 
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         block = np.random.RandomState(0).randint(0, 256, (6000, 1, 32, 32), dtype=np.uint8)
@@ -358,7 +358,7 @@ def test_self_query_of_vectors():
 SHARDED = """if True:
     import sys
     import numpy as np
-    from memorization.knn import Neighbors
+    from memorization.measure.knn import Neighbors
     from torch_utils import distributed as dist
 
     dist.init("cpu")

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from published_pickles import dumps, snapshot_of, without_frames
 
 from dnnlib.pickles import Budget, Name, plain, read_pickle
-from training import published
 from training.networks import build_network
-from training.published import read_published
-from training.snapshot import load_network
+from training.snapshots import published
+from training.snapshots.published import read_published
+from training.snapshots.snapshot import load_network
 
 # ----------------------------------------------------------------------------
 # A small assembler: each function returns opcodes that push one value.

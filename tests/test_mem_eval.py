@@ -16,13 +16,13 @@ from test_training import ROOT, TINY, last_snapshot, stats, weights
 
 import mem_ratio
 import train
-from memorization.monitor import MemorizationMonitor, stop_reason
-from memorization.ratio import measure_network
+from memorization.measure.monitor import MemorizationMonitor, stop_reason
+from memorization.measure.ratio import measure_network
 from training.dataset import ImageFolderDataset
 from training.observer import image_grid
-from training.run_state import read_run_state, write_run_state
+from training.run.state import read_run_state, write_run_state
 from training.samplers import StackedRandomGenerator
-from training.snapshot import list_snapshots, load_network
+from training.snapshots.snapshot import list_snapshots, load_network
 from training.training_loop import _observe
 
 N = 40
@@ -307,7 +307,7 @@ def test_failed_run_says_so(base, tmp_path, run_cli, monkeypatch):
         assert read_run_state(tmp_path)["state"] == "running"
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("training.checkpoint.save_state", full)
+    monkeypatch.setattr("training.run.checkpoint.save_state", full)
     result = run_cli(train.main, ["--outdir", tmp_path, *base, "--cache=0"], code=1)
     assert "the disk is full" in result.stderr
     assert not multiprocessing.active_children()  # a loader process that stays would keep the run from ending

@@ -14,19 +14,19 @@ import torch
 from click.testing import CliRunner
 
 import mem_ratio as cli
-import memorization.ratio
-import memorization.subjects
+import memorization.measure.ratio
+import memorization.measure.subjects
 from dnnlib.locks import file_lock
-from memorization.criteria import CRITERIA, other_distance
-from memorization.groups import group_table
-from memorization.knn import nearest_neighbors
-from memorization.ratio import measure_network, memorized, wilson_interval
-from memorization.sequential import SequentialTest, rounds
-from memorization.trajectory import read_trajectory
+from memorization.measure.criteria import CRITERIA, other_distance
+from memorization.measure.groups import group_table
+from memorization.measure.knn import nearest_neighbors
+from memorization.measure.ratio import measure_network, memorized, wilson_interval
+from memorization.records import read_trajectory
+from memorization.stats.sequential import SequentialTest, rounds
 from training.dataset import ImageFolderDataset
 from training.networks import build_network
-from training.run_state import write_run_state
-from training.snapshot import load_network, save_snapshot
+from training.run.state import write_run_state
+from training.snapshots.snapshot import load_network, save_snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 FAST = ["--steps=2", "--device=cpu"]
@@ -72,12 +72,12 @@ def generated(monkeypatch):
     """The seeds that were generated, in order."""
     seeds = []
 
-    def generate(net, some, real=memorization.ratio.generate_images, **kwargs):
+    def generate(net, some, real=memorization.measure.ratio.generate_images, **kwargs):
         for batch_seeds, images in real(net, some, **kwargs):
             seeds.extend(batch_seeds)
             yield batch_seeds, images
 
-    monkeypatch.setattr(memorization.ratio, "generate_images", generate)
+    monkeypatch.setattr(memorization.measure.ratio, "generate_images", generate)
     return seeds
 
 
@@ -108,9 +108,9 @@ def torchrun(count, *command):
 def test_goes_on_within_a_snapshot(run, reference, run_cli, monkeypatch, generated, tmp_path):
     options = ["--seeds=0-11", "--batch=4"]
     run_cli(cli.main, arguments(run, reference, *options, f"--log={tmp_path / 'whole.log'}"))
-    monkeypatch.setattr(memorization.ratio, "_CHUNK", 4)
+    monkeypatch.setattr(memorization.measure.ratio, "_CHUNK", 4)
     generated.clear()
-    counted = memorization.ratio.generate_images
+    counted = memorization.measure.ratio.generate_images
 
     def interrupted(net, some, **kwargs):
         if len(generated) == 8:
@@ -118,7 +118,7 @@ def test_goes_on_within_a_snapshot(run, reference, run_cli, monkeypatch, generat
         return counted(net, some, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(memorization.ratio, "generate_images", interrupted)
+        patch.setattr(memorization.measure.ratio, "generate_images", interrupted)
         result = CliRunner().invoke(cli.main, arguments(run, reference, *options))
     assert result.exit_code == 130 and "goes on with what is missing" in result.stderr
     assert generated == list(range(8)) and not (run / "mem_traj.jsonl").exists()
@@ -249,7 +249,7 @@ def test_watch(tmp_path, reference, run_cli, monkeypatch):
             add_snapshot(run, 400)
             write_run_state(run, "complete", 400)
 
-    monkeypatch.setattr(memorization.subjects.time, "sleep", sleep)
+    monkeypatch.setattr(memorization.measure.subjects.time, "sleep", sleep)
     result = run_cli(cli.main, arguments(run, reference, "--watch", "--poll=7"))
     assert waits == [7, 7, 7] and result.stdout.count("Waiting for snapshots") == 1
     assert [r["kimg"] for r in records_of(run)] == [100, 300, 200, 400]
@@ -264,7 +264,7 @@ def test_watch_sees_a_snapshot_that_is_written_again(run):
         add_snapshot(run, 200)
         write_run_state(run, "complete", 200.4)
 
-    found = memorization.subjects.watch_snapshots(run, "cpu", poll=0, on_wait=end)
+    found = memorization.measure.subjects.watch_snapshots(run, "cpu", poll=0, on_wait=end)
     (run / "training_options.json").write_text(json.dumps({"total_kimg": 200.4}))
     assert [subject.kimg for subject in found] == [200, 100, 200]
 
@@ -287,7 +287,7 @@ def test_run_is_done(run, state, options, done):
         write_run_state(run, state, 200)
     if options is not None:
         (run / "training_options.json").write_text(json.dumps(options))
-    assert memorization.subjects.run_is_done(run) == done
+    assert memorization.measure.subjects.run_is_done(run) == done
 
 
 # ----------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from PIL import Image
 from test_resume import children
 from test_training import last_snapshot
 
-from training.checkpoint import list_states
-from training.run_state import read_run_state
+from training.run.checkpoint import list_states
+from training.run.state import read_run_state
 
 TINY = ["--num-channels=8", "--cres=1", "--num-blocks=1", "--attn-resolutions=4", "--augment=0", "--dropout=0.1"]
 TINY += ["--batch=16", "--duration=1", "--tick=1", "--seed=3", "--device=cpu"]

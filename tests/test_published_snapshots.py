@@ -16,12 +16,13 @@ from published_pickles import as_record, dumps, snapshot_of, without_frames
 import generate
 import train
 from dnnlib.util import EasyDict
-from memorization.subjects import snapshot_subjects
-from training import networks, snapshot
-from training.arguments import CHECKS, check_arguments
+from memorization.measure.subjects import snapshot_subjects
+from training import networks
 from training.networks import build_network
-from training.published import read_published
-from training.snapshot import load_network
+from training.snapshots import snapshot
+from training.snapshots.arguments import CHECKS, check_arguments
+from training.snapshots.published import read_published
+from training.snapshots.snapshot import load_network
 
 REFERENCE = ROOT / "tests" / "reference" / "edm_pickles"
 NAMES = ["adm-cond-edm", "ddpmpp-augment-vp", "ddpmpp-uncond-edm", "ncsnpp-cond-ve"]
@@ -64,7 +65,7 @@ def test_outputs_are_the_published_ones(name, tmp_path):
     assert torch.equal(again(data["x"], data["sigma"], data.get("class_labels")), out)
 
 
-@pytest.mark.parametrize("run", ["-m training.snapshot", "training/snapshot.py"])
+@pytest.mark.parametrize("run", ["-m training.snapshots.snapshot", "training/snapshots/snapshot.py"])
 def test_command_line(run, tmp_path):
     source = tmp_path / "network-snapshot-001234.pkl"
     source.write_bytes((REFERENCE / "ddpmpp-augment-vp.pkl").read_bytes())

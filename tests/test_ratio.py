@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 import mem_ratio as cli
-import memorization.evaluation
-from memorization.knn import nearest_neighbors
-from memorization.ratio import measure_network, memorization_ratio, memorized, wilson_interval
-from memorization.trajectory import format_int_list, make_record, read_trajectory, write_measurement
+import memorization.measure.evaluator
+from memorization.measure.knn import nearest_neighbors
+from memorization.measure.ratio import measure_network, memorization_ratio, memorized, wilson_interval
+from memorization.records import format_int_list, make_record, read_trajectory, write_measurement
 from training.dataset import ImageFolderDataset
 from training.generation import generate_images
 from training.networks import build_network
 from training.optim import OptimEDM
-from training.snapshot import save_snapshot
+from training.snapshots.snapshot import save_snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "tests" / "reference" / "knn.npz"
@@ -151,7 +151,7 @@ def test_measurement_agrees_with_its_definition(digits):
 def test_chunks_do_not_matter(digits, monkeypatch):
     arguments = (random_network(1), digits, range(30))
     whole = measure_network(*arguments, batch=7, sampler_kwargs={"num_steps": 1})
-    monkeypatch.setattr("memorization.ratio._CHUNK", 10)
+    monkeypatch.setattr("memorization.measure.ratio._CHUNK", 10)
     parts = measure_network(*arguments, batch=7, sampler_kwargs={"num_steps": 1})
     np.testing.assert_array_equal(whole.knn_distance, parts.knn_distance)
 
@@ -176,7 +176,7 @@ def test_diverged_network_is_measured(digits):
     ],
 )
 def test_measurement_refuses(monkeypatch, network, reference, seeds, class_idx, message):
-    monkeypatch.setattr("memorization.ratio.generate_images", None)  # nothing may be generated
+    monkeypatch.setattr("memorization.measure.ratio.generate_images", None)  # nothing may be generated
     with pytest.raises(ValueError, match=message):
         measure_network(random_network(0, **network), np.zeros(reference, np.uint8), seeds, class_idx=class_idx)
 
@@ -282,13 +282,13 @@ def test_interrupted_command_goes_on(make_run, small_zip, run_cli, monkeypatch):
     arguments = [f"--expdir={run}", f"--knn-ref={small_zip}", "--seeds=0-2", *FAST]
     measured = []
 
-    def stop_at_second(evaluator, subject, *args, measure=memorization.evaluation.measure_snapshot, **kwargs):
+    def stop_at_second(evaluator, subject, *args, measure=memorization.measure.evaluator.measure_snapshot, **kwargs):
         measured.append(subject.name)
         if len(measured) == 2:
             raise OSError("The disk is full.")
         return measure(evaluator, subject, *args, **kwargs)
 
-    monkeypatch.setattr(memorization.evaluation, "measure_snapshot", stop_at_second)
+    monkeypatch.setattr(memorization.measure.evaluator, "measure_snapshot", stop_at_second)
     assert "The disk is full." in run_cli(cli.main, arguments, code=1).output
     with open(run / "mem_traj.jsonl", "a") as file:
         file.write('{"kimg": 1')
@@ -372,7 +372,7 @@ def test_bad_commands(make_run, make_zip, small_zip, digits, run_cli, tmp_path, 
     make_zip(digits[:1, 0], None, "one.zip")
     make_zip(digits[:3, 0, :, :, np.newaxis].repeat(3, axis=3), None, "colour.zip")
     make_zip(digits[:3, 0].repeat(2, axis=1).repeat(2, axis=2), None, "large.zip")
-    monkeypatch.setattr("memorization.ratio.generate_images", None)  # nothing may be generated
+    monkeypatch.setattr("memorization.measure.ratio.generate_images", None)  # nothing may be generated
     before = sorted(tmp_path.glob("**/*"))
     defaults = {"--expdir": "run", "--knn-ref": small_zip, "--seeds": "0-3", "--device": "cpu"}
     defaults |= dict(option.split("=", 1) for option in change)

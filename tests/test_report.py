@@ -18,11 +18,11 @@ import emm
 import mem_ratio
 import train
 from dnnlib.versions import versions
-from memorization.commands import measure_command, train_command
-from memorization.curves import curve_lines
-from memorization.page import SCRIPT, tag
-from memorization.report import only_factor, write_report
-from memorization.study import common, differing, find_pictures, read_study
+from memorization.curve.lines import curve_lines
+from memorization.report.commands import measure_command, train_command
+from memorization.report.folder import common, differing, find_pictures, read_study
+from memorization.report.page import SCRIPT, tag
+from memorization.report.report import only_factor, write_report
 
 TINY = ["--cres=1", "--num-channels=8", "--num-blocks=1", "--attn-resolutions=4", "--batch=32", "--seed=7", "--tick=1"]
 TINY += ["--device=cpu", "--snap=1", "--duration=6"]

@@ -21,11 +21,12 @@ from test_training import TINY, last_snapshot, stats, torchrun, weights
 import train
 from dnnlib.util import Logger, atomic_write
 from torch_utils.determinism import deterministic_algorithms
-from training import checkpoint, fingerprint
+from training import fingerprint
 from training.dataset import ImageFolderDataset
 from training.fingerprint import array_sha256, dataset_sha256
-from training.run_state import read_run_state, write_run_state
-from training.stats_log import StatsLog
+from training.run import checkpoint
+from training.run.state import read_run_state, write_run_state
+from training.run.stats_log import StatsLog
 from training.training_loop import STOP_SIGNALS
 
 # Dropout and augmentation are on, both by default.

@@ -17,12 +17,12 @@ from conftest import ROOT
 import emm
 import mem_ratio
 from dnnlib.locks import file_lock
-from memorization.bisection import bracket, grid_sizes, next_sizes, worst_case
-from memorization.emm import emm_estimate, run_point
-from memorization.executors import LocalExecutor, SubmititExecutor, last_words, visible_gpus
-from memorization.search import Plan, Range, Search, Study, choose_subset
-from memorization.search_job import SearchJob, trained_nimg
-from memorization.sequential import SequentialTest
+from memorization.curve.emm import emm_estimate, run_point
+from memorization.search.bisection import bracket, grid_sizes, next_sizes, worst_case
+from memorization.search.executors import LocalExecutor, SubmititExecutor, last_words, visible_gpus
+from memorization.search.job import SearchJob, trained_nimg
+from memorization.search.search import Plan, Range, Search, Study, choose_subset
+from memorization.stats.sequential import SequentialTest
 from training.dataset import ImageFolderDataset
 
 LOW, HIGH, LEVEL = 8, 128, 0.9
@@ -481,7 +481,7 @@ def test_job_stops_when_asked(tmp_path, monkeypatch):
 
 def test_job_stops_when_its_search_is_killed(tmp_path):
     path = write_job(tmp_path, SAVES)
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'memorization.search_job', sys.argv[1]])"
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'memorization.search.job', sys.argv[1]])"
     search = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
     wait_for(lambda: path.with_suffix(".log").exists() and "\nbegan\n" in path.with_suffix(".log").read_text())
     search.kill()

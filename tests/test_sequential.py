@@ -9,8 +9,8 @@ from scipy.integrate import quad
 from scipy.special import betainc, betaln
 
 from benchmarks import bench_adaptive
-from memorization.ratio import wilson_interval
-from memorization.sequential import PRIOR_SAMPLES, SequentialTest, _log_martingale, decision_bounds, rounds
+from memorization.measure.ratio import wilson_interval
+from memorization.stats.sequential import PRIOR_SAMPLES, SequentialTest, _log_martingale, decision_bounds, rounds
 
 
 def simulate(p, cap, bar=0.9, confidence=0.95, replications=4000, looks=None, seed=0):

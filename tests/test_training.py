@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 import train
-from training.snapshot import list_snapshots, load_network
+from training.snapshots.snapshot import list_snapshots, load_network
 from training.training_loop import ema_beta, split_batch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -386,7 +386,7 @@ def test_resume_with_other_options(run_dir, digits_zip, small_zip, tmp_path, run
 
 
 def test_full_disk_while_the_state_is_written(tmp_path, monkeypatch):
-    from training import checkpoint
+    from training.run import checkpoint
 
     def save(data, file):
         file.write(b"half")

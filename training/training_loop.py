@@ -23,16 +23,16 @@ from dnnlib.util import format_time
 from torch_utils import distributed as dist
 from torch_utils.misc import InfiniteSampler
 from torch_utils.training_stats import Collector
-from training import checkpoint
 from training.augment import edm_augment_pipe
 from training.dataset import ImageFolderDataset
-from training.events import EventLog
 from training.loss import LOSSES
 from training.networks import build_network
 from training.observer import Observation, Observer
-from training.run_state import write_run_state
-from training.snapshot import load_network, load_tensors, save_snapshot
-from training.stats_log import StatsLog
+from training.run import checkpoint
+from training.run.events import EventLog
+from training.run.state import write_run_state
+from training.run.stats_log import StatsLog
+from training.snapshots.snapshot import load_network, load_tensors, save_snapshot
 
 OPTIMIZERS = dict(Adam=torch.optim.Adam, SGD=torch.optim.SGD)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler, Slurm's --signal=USR1@60

@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dnnlib.util import atomic_write
-from memorization.emm import LOG, run_point
+from memorization.curve.emm import LOG, run_point
+from memorization.measure.ratio import wilson_interval
 from memorization.plots import check_format, save_figure
-from memorization.ratio import wilson_interval
-from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
+from memorization.records import SETTINGS, jsonl_path, read_trajectory
 
 _COLORS = {"inlier": "#0072B2", "duplicate": "#007A5A", "outlier": "#D55E00"}
 _OTHER = ("#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300")

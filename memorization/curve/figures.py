@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from memorization.curves import Line, Trajectory
+from memorization.curve.lines import Line, Trajectory
 from memorization.plots import check_format, save_figure
 
 _GREY, _RED = "#6e6e6e", "#c8372d"

@@ -13,9 +13,9 @@ import PIL.Image
 
 from dnnlib.limits import parse_json
 from dnnlib.util import flatten
-from memorization.emm import LOG, RunPoint, find_runs, run_point
-from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
-from training.run_state import read_run_state
+from memorization.curve.emm import LOG, RunPoint, find_runs, run_point
+from memorization.records import SETTINGS, jsonl_path, read_trajectory
+from training.run.state import read_run_state
 
 # Consequences of other options and of |D|; they say nothing of their own about how runs differ.
 _CONSEQUENCES = {"total_kimg", "ema_halflife_nimg", "lr_rampup_nimg"}

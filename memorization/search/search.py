@@ -17,15 +17,15 @@ from dataset_utils.sources import open_source
 from dataset_utils.subsets import balanced, class_members
 from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
-from memorization.bisection import bracket, grid_sizes, next_sizes, worst_case
-from memorization.emm import Emm, emm_estimate, run_point
-from memorization.executors import Executor, Job, last_words
-from memorization.ratio import wilson_interval
-from memorization.search_job import is_trained, trained_nimg
-from memorization.trajectory import read_trajectory
+from memorization.curve.emm import Emm, emm_estimate, run_point
+from memorization.measure.ratio import wilson_interval
+from memorization.records import read_trajectory
+from memorization.search.bisection import bracket, grid_sizes, next_sizes, worst_case
+from memorization.search.executors import Executor, Job, last_words
+from memorization.search.job import is_trained, trained_nimg
 
 PLAN, LOCK, FORMAT_VERSION = "plan.json", ".search.lock", 1
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 # ----------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from dnnlib.limits import parse_json
 from dnnlib.util import fetch
 from torch_utils import distributed as dist
 from training.optim import load_optimum
-from training.run_state import NAME as RUN_STATE
-from training.run_state import read_run_state
-from training.snapshot import list_snapshots, load_network
+from training.run.state import NAME as RUN_STATE
+from training.run.state import read_run_state
+from training.snapshots.snapshot import list_snapshots, load_network
 
 _OPTIONS = "training_options.json"
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dnnlib.limits import parse_json
-from memorization.ratio import wilson_interval
-from memorization.trajectory import SETTINGS, jsonl_path, read_trajectory
-from training.run_state import read_run_state
+from memorization.measure.ratio import wilson_interval
+from memorization.records import SETTINGS, jsonl_path, read_trajectory
+from training.run.state import read_run_state
 
 OPTIONS, LOG = "training_options.json", "mem_traj.log"
 _FIXED = (

@@ -3,7 +3,7 @@
 Such a file is the pickle of a dict: `ema`, the network; `loss_fn` and `augment_pipe`; `dataset_kwargs`. Each of its
 modules is a persistence record: the name of a class, the source text of that class, and the state of the instance.
 The published code executes the source text. Here it is not looked at: the class name selects a network of this
-project, which takes its constructor arguments and its tensors from the record (`training.snapshot`).
+project, which takes its constructor arguments and its tensors from the record (`training.snapshots.snapshot`).
 
 `dnnlib.pickles` is the reader; the names that it knows are those in `_names`. A tensor consists of a storage, and a
 storage of a stream inside the file, in the format of torch before 1.6, which is read with the same reader. Sizes,

@@ -10,7 +10,7 @@ from typing import Any
 
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
-from memorization.curves import Line, Trajectory, line_record
+from memorization.curve.lines import Line, Trajectory, line_record
 
 CURVE_COLUMNS = (
     "line", "size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs",
@@ -50,7 +50,7 @@ def write_curve_json(
         "by": by,
         "level": lines[0].emm.level,
         "confidence": lines[0].confidence,
-        "method": f"beta-binomial bootstrap, {replicates} replicates; see memorization/bootstrap.py",
+        "method": f"beta-binomial bootstrap, {replicates} replicates; see memorization/stats/bootstrap.py",
         "lines": [line_record(line) for line in lines],
         "notes": list(notes),
         "left_out": left_out or {},

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from memorization.features import FeatureNetwork
-from memorization.knn import Neighbors
+from memorization.measure.features import FeatureNetwork
+from memorization.measure.knn import Neighbors
 from torch_utils import distributed as dist
 
 

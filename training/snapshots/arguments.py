@@ -1,7 +1,7 @@
 """Constructor arguments of networks that come from a file: their names, types and ranges, before anything is built.
 
 The ranges are wide. They keep a hostile file from asking for endless loops or numbers that overflow; whether a
-network fits its tensors is another question (`training.snapshot`).
+network fits its tensors is another question (`training.snapshots.snapshot`).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""One job of a search for EMM: train one network, then measure it. Run as `python -m memorization.search_job JOB.json`.
+"""One job of a search for EMM: train one network, then measure it. Run as `python -m memorization.search.job JOB.json`.
 
 The job says in JSON: `run_dir`, and the command lines `train` and `measure` (lists of words). Beside it lie
 NAME.log (what the commands print), NAME.stop (made by whoever wants the job to save its state and end) and
@@ -19,7 +19,7 @@ from typing import Any
 
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
-from training.run_state import read_run_state
+from training.run.state import read_run_state
 
 EXIT_STOPPED = 75  # as of train.py: ended early, goes on when started again
 _POLL = 0.2  # seconds between two looks at the child and at NAME.stop

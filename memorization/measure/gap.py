@@ -230,7 +230,7 @@ class GapMeter:
         return sum(hashlib.sha256(image).digest() in training for image in np.ascontiguousarray(self.holdout.images))
 
     def holds(self, record: dict[str, Any]) -> bool:
-        """True if `record` (of `memorization.trajectory`) has its gap, measured with these settings."""
+        """True if `record` (of `memorization.records`) has its gap, measured with these settings."""
         gap = record.get("gap") or {}
         return all(key in gap and gap[key] == value for key, value in self._settings.items())
 

@@ -1,8 +1,8 @@
 """Network snapshots: EMA weights in safetensors, with everything that rebuilds the network in the header.
 
 Reading one executes nothing: the header is JSON, the rest is numbers. Published `.pkl` snapshots are read as well,
-as data (`training.published`). As a program this module tells what a snapshot holds, and converts:
-`python -m training.snapshot network-snapshot-200000.pkl --dest=network-snapshot-200000.safetensors`.
+as data (`training.snapshots.published`). As a program this module tells what a snapshot holds, and converts:
+`python -m training.snapshots.snapshot network-snapshot-200000.pkl --dest=network-snapshot-200000.safetensors`.
 """
 
 import json
@@ -20,9 +20,9 @@ from dnnlib.cli import report_errors
 from dnnlib.limits import check_regular
 from dnnlib.pickles import show
 from dnnlib.util import atomic_write, fetch
-from training.arguments import check_arguments
 from training.networks import build_network
-from training.published import read_published
+from training.snapshots.arguments import check_arguments
+from training.snapshots.published import read_published
 
 FORMAT_VERSION = 1
 _HEADER_KEY = "diffmem"  # safetensors allows one level of strings; ours is one JSON string under this key
@@ -213,7 +213,7 @@ def main(snapshot: str, dest: str | None) -> None:
 
     \b
     Example:
-      python -m training.snapshot network-snapshot-200000.pkl --dest=network-snapshot-200000.safetensors
+      python -m training.snapshots.snapshot network-snapshot-200000.pkl --dest=network-snapshot-200000.safetensors
     """
     if dest is not None and not dest.endswith(".safetensors"):
         raise click.UsageError("The name of --dest must end in .safetensors.")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from memorization.criteria import THRESHOLD, memorized
-from memorization.feature_space import FeatureSpace
-from memorization.knn import Neighbors
+from memorization.measure.criteria import THRESHOLD, memorized
+from memorization.measure.feature_space import FeatureSpace
+from memorization.measure.knn import Neighbors
 from torch_utils import distributed
 from training.generation import check_class, generate_images, split_seeds
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from dnnlib.util import atomic_write, flatten, format_time
 from dnnlib.versions import versions
-from memorization.commands import FEATURES, measure_command, train_command
-from memorization.curve_plots import curve_figure, trajectory_figure
-from memorization.curves import Line, curve_lines, trajectories
-from memorization.emm import Emm, differing_options
-from memorization.page import Html, figure, image, join, page, section, table, tag
-from memorization.study import StudyFolder, StudyRun, common, differing, find_pictures, find_plans
+from memorization.curve.emm import Emm, differing_options
+from memorization.curve.figures import curve_figure, trajectory_figure
+from memorization.curve.lines import Line, curve_lines, trajectories
+from memorization.report.commands import FEATURES, measure_command, train_command
+from memorization.report.folder import StudyFolder, StudyRun, common, differing, find_pictures, find_plans
+from memorization.report.page import Html, figure, image, join, page, section, table, tag
 
 CHARTS = 60  # runs of which the training is drawn
 _NOT_A_FACTOR = {"dataset_kwargs.path", "dataset_kwargs.max_size", "seed", "total_nimg", "resume"}
@@ -25,7 +25,7 @@ _NOT_A_FACTOR |= {"dataset_sha256", "labels_sha256"}
 
 
 def write_report(
-    study: StudyFolder,  # of `memorization.study.read_study`, with at least one run
+    study: StudyFolder,  # of `memorization.report.folder.read_study`, with at least one run
     out: str | os.PathLike,  # the page
     *,
     by: str | None = None,  # option that gives each of its values a curve, as of `curve_lines`
@@ -145,7 +145,7 @@ def _curves(study: StudyFolder, lines: Sequence[Line], by: str | None, notes: Se
 
 
 def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any) -> Html:
-    """What a function of `memorization.curve_plots` draws, as part of the page."""
+    """What a function of `memorization.curve.figures` draws, as part of the page."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
         draw(what, path, **how)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from memorization.bootstrap import Group, optimism, percentiles, ratio_replicates, seed_spread
-from memorization.emm import Emm, RunPoint, SnapshotPoint, differing_options, emm_at, emm_crossings, emm_estimate
-from memorization.factors import factor_values, group_by, readable
-from memorization.ratio import wilson_interval
+from memorization.curve.emm import Emm, RunPoint, SnapshotPoint, differing_options, emm_at, emm_crossings, emm_estimate
+from memorization.curve.factors import factor_values, group_by, readable
+from memorization.measure.ratio import wilson_interval
+from memorization.stats.bootstrap import Group, optimism, percentiles, ratio_replicates, seed_spread
 
 REPLICATES = 2000
 
@@ -27,7 +27,7 @@ class CurvePoint:
     num_memorized: int  # over all runs
     num_samples: int
     runs: int
-    optimism: float = 0.0  # taken off the lower end; see `memorization.bootstrap`
+    optimism: float = 0.0  # taken off the lower end; see `memorization.stats.bootstrap`
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -72,7 +72,7 @@ def curve_lines(
     """Curves over |D|, one per value of a factor, each with EMM and its bootstrap interval.
 
     Runs of one size are averaged, whatever else they differ in (see `Line.differing`). The method of the intervals,
-    with its limits, is described in `memorization.bootstrap`.
+    with its limits, is described in `memorization.stats.bootstrap`.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def curve_points(
     """Average the runs of each size; ascending sizes.
 
     The interval is Wilson's where the spread of seeds is unknown (no size has several runs), else that of the
-    bootstrap; see `memorization.bootstrap`, also for the optimism that is taken off the lower end.
+    bootstrap; see `memorization.stats.bootstrap`, also for the optimism that is taken off the lower end.
     """
     by_size = _by_size(runs)
     groups = [_group(group) for group in by_size.values()]

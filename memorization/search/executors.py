@@ -1,6 +1,6 @@
 """Where the jobs of a search run: as processes of this machine, or through submitit on a Slurm cluster.
 
-A job is a file that `memorization.search_job` understands; search and job talk through the files beside it, so that
+A job is a file that `memorization.search.job` understands; search and job talk through the files beside it, so that
 they need nothing in common but a disk.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from memorization.search_job import EXIT_STOPPED, SearchJob
+from memorization.search.job import EXIT_STOPPED, SearchJob
 
 BEGIN = "--- begun"
 
@@ -56,7 +56,7 @@ class LocalExecutor:
 
     def start(self, path: Path, known_id: str | None = None) -> "LocalJob":
         begin(path)
-        paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]  # installed or not
+        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]  # installed or not
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
         busy = [place for place, process in self._jobs if process.poll() is None]
         place = min(range(len(self._groups)), key=busy.count, default=0)
@@ -64,7 +64,7 @@ class LocalExecutor:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._groups[place])
         with open(path.with_suffix(".log"), "a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "memorization.search_job", str(path)],
+                [sys.executable, "-m", "memorization.search.job", str(path)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

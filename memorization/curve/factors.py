@@ -10,7 +10,7 @@ from typing import Any
 
 from dnnlib.images import ImageFiles
 from dnnlib.util import flatten
-from memorization.emm import RunPoint
+from memorization.curve.emm import RunPoint
 
 # Options of train.py by which the value that was used lies elsewhere, or under another name.
 _NAMES = {

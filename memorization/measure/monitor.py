@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from memorization.knn import Neighbors
-from memorization.ratio import measure_network, memorized, wilson_interval
+from memorization.measure.knn import Neighbors
+from memorization.measure.ratio import measure_network, memorized, wilson_interval
 from torch_utils import distributed as dist
 from training.observer import GRID_IMAGES, Observation, image_grid
 

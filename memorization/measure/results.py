@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from memorization.criteria import Criterion, memorized, other_distance
-from memorization.feature_space import FeatureSpace
-from memorization.groups import group_table, label_groups
-from memorization.knn import Neighbors
-from memorization.ratio import Measurement, wilson_interval
+from memorization.measure.criteria import Criterion, memorized, other_distance
+from memorization.measure.feature_space import FeatureSpace
+from memorization.measure.groups import group_table, label_groups
+from memorization.measure.knn import Neighbors
+from memorization.measure.ratio import Measurement, wilson_interval
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
 from training.fingerprint import array_sha256
@@ -111,8 +111,8 @@ def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[st
     A share is {ratio, num_memorized, num_samples, ci_low, ci_high} with a 95 % Wilson interval. `thresholds` has
     one for each threshold of d1/d2, `criteria` one for each criterion beside its settings, under its name
     ("calibrated") in pixels and as "features:calibrated" in features. `classes` and `groups` are tables of
-    `memorization.groups.group_table`, by the published criterion, and `grouping` has the digest of what each was made
-    of.
+    `memorization.measure.groups.group_table`, by the published criterion, and `grouping` has the digest of what each
+    was made of.
 
     All ranks call this together, with the same rows.
     """

@@ -10,13 +10,12 @@ from typing import IO, Any
 import torch
 
 from dnnlib.locks import file_lock
-from memorization.gap import GapMeter
-from memorization.progress import Progress
-from memorization.ratio import Measurement, check_network, check_reference, check_seeds, measure_network
-from memorization.results import Reference, Task, find_results, lacks_results
-from memorization.sequential import SequentialTest, rounds
-from memorization.subjects import Subject, load_together
-from memorization.trajectory import (
+from memorization.measure.gap import GapMeter
+from memorization.measure.progress import Progress
+from memorization.measure.ratio import Measurement, check_network, check_reference, check_seeds, measure_network
+from memorization.measure.results import Reference, Task, find_results, lacks_results
+from memorization.measure.subjects import Subject, load_together
+from memorization.records import (
     find_record,
     jsonl_path,
     make_record,
@@ -29,6 +28,7 @@ from memorization.trajectory import (
     write_measurement,
     write_partial,
 )
+from memorization.stats.sequential import SequentialTest, rounds
 from torch_utils import distributed as dist
 from training.generation import save_png
 

@@ -1,0 +1,1 @@
+"""R_mem over |D| and over training: EMM, lines by factor, figures, tables."""

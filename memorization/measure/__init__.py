@@ -1,0 +1,1 @@
+"""Measuring one denoiser: nearest neighbours, criteria, R_mem, groups, the gap to the optimum."""

@@ -1,0 +1,1 @@
+"""A folder of runs as one page, with the commands that repeat them."""

@@ -1,0 +1,1 @@
+"""Finding EMM without a grid of sizes."""

@@ -1,0 +1,1 @@
+"""Network snapshots: ours in safetensors, published ones in pickles, and what a network may be built of."""

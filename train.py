@@ -26,6 +26,7 @@ from training.dataset import ImageFolderDataset
 from training.fingerprint import array_sha256, dataset_sha256
 from training.observer import Observer, SampleGrid
 from training.options import device_option
+from training.precision import PRECISIONS, check_precision, saved_precision
 from training.run.checkpoint import latest_state, load_state
 from training.run.events import check_tensorboard
 from training.run.state import mark_failed, write_run_state
@@ -171,8 +172,15 @@ SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
 @click.option("--momentum", help="Momentum for SGD", metavar="FLOAT", type=FRACTION, default=0.9, show_default=True)
 # How fast.
 @click.option(
-    "--fp16", help="Compute in float16 (CUDA only)", metavar="BOOL", type=bool, default=False, show_default=True
+    "--fp16", help="Published name of --precision=fp16", metavar="BOOL", type=bool, default=False, show_default=True
 )
+@click.option(
+    "--precision",
+    help="In which the network computes (tf32, fp16: CUDA only)  [default: fp32; of a resumed run its own]",
+    metavar="|".join(PRECISIONS),
+    type=click.Choice(PRECISIONS),
+)
+@click.option("--compile", help="Compile network and loss (torch.compile): minutes at first, then faster", is_flag=True)
 @click.option(
     "--ls", help="Factor on the loss in the backward pass", metavar="FLOAT", type=POSITIVE, default=1, show_default=True
 )
@@ -300,6 +308,8 @@ def run(opts: EasyDict, device: torch.device) -> bool:
 
 def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
     """Turn command-line options into arguments of the training loop; wrong ones are a ClickException."""
+    if opts.fp16 and opts.precision not in (None, "fp16"):
+        raise click.ClickException(f"--fp16=1 and --precision={opts.precision} exclude each other.")
     if opts.fp16 and device.type != "cuda":
         raise click.ClickException("--fp16=1 needs a CUDA device; leave it out on the CPU.")
     if opts.transfer is not None and opts.resume not in (None, LATEST):
@@ -309,6 +319,9 @@ def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
         check_tensorboard()
     split_batch(opts.batch, opts.batch_gpu, dist.get_world_size())
     resume = find_latest(opts) if opts.resume == LATEST else opts.resume
+    shared = load_state(resume)[0] if resume is not None else {}
+    precision = opts.precision or ("fp16" if opts.fp16 else saved_precision(shared))
+    check_precision(precision, device, opts.compile)
 
     c = EasyDict()
     dataset = ImageFolderDataset(opts.data, use_labels=opts.cond, xflip=opts.xflip)
@@ -320,7 +333,7 @@ def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
         path=opts.data, resolution=dataset.resolution, max_size=len(dataset), use_labels=opts.cond, xflip=opts.xflip,
         cache=opts.cache,
     )  # fmt: skip
-    c.network_kwargs = network_arguments(opts)
+    c.network_kwargs = dict(network_arguments(opts), use_fp16=precision == "fp16")
     c.loss = opts.precond
     c.optimizer_kwargs = dict(class_name=opts.optimizer, lr=opts.lr, weight_decay=opts.weight_decay)
     if opts.optimizer == "Adam":
@@ -336,6 +349,7 @@ def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
     c.ema_rampup_ratio = None if opts.transfer is not None else 0.05
     c.update(ema_mode=opts.ema_mode, final_ema=opts.final_ema, augment=opts.augment, window_size=opts.window_size)
     c.update(batch_size=opts.batch, batch_gpu=opts.batch_gpu, loss_scaling=opts.ls)
+    c.update(precision=precision, compile=opts.compile)
     c.update(cudnn_benchmark=opts.bench and not opts.deterministic)
     c.update(kimg_per_tick=opts.tick, snapshot_ticks=opts.snap, state_dump_ticks=opts.dump, num_workers=opts.workers)
     c.update(keep_states=opts.keep_states, max_nan_ticks=opts.max_nan_ticks)
@@ -351,8 +365,7 @@ def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
     content["dataset_sha256"] = dist.on_rank0(dataset_sha256, ImageFolderDataset(opts.data, cache=False))
     c.update(content)
     if resume is not None:
-        shared, _ = load_state(resume)
-        check_state(shared, resume, net, c.batch_size, size, c.optimizer_kwargs, c.total_nimg, content)
+        check_state(shared, resume, net, c.batch_size, size, c.optimizer_kwargs, c.total_nimg, content, precision)
         ended = stop_reason(shared.get("observer", {}).get("history", []), opts.stop_at_mem, opts.stop_patience)
         if ended is not None:
             what = f"{ended}; raise --stop-at-mem or leave it out to go on"
@@ -430,7 +443,7 @@ def network_arguments(opts: EasyDict) -> dict:
     if opts.arch != "adm":
         count = (network["num_blocks"] + 1) * len(network["channel_mult"])
         network.update(skip_connections=opts.skip_connections or [1] * count)
-    return dict(network, dropout=opts.dropout, use_fp16=opts.fp16)
+    return dict(network, dropout=opts.dropout)
 
 
 def pick_run_dir(opts: EasyDict, c: EasyDict) -> Path:
@@ -442,9 +455,8 @@ def pick_run_dir(opts: EasyDict, c: EasyDict) -> Path:
     if opts.nosubdir:
         return outdir
     cond = "cond" if opts.cond else "uncond"
-    dtype = "fp16" if opts.fp16 else "fp32"
     name = f"{max(run_numbers(outdir), default=-1) + 1:05d}-{Path(opts.data).stem}-{cond}-{opts.arch}-{opts.precond}"
-    name += f"-gpus{dist.get_world_size()}-batch{c.batch_size}-{dtype}"
+    name += f"-gpus{dist.get_world_size()}-batch{c.batch_size}-{c.precision}"
     name += f"-{opts.desc}" if opts.desc is not None else ""
     if len(os.fsencode(name)) > 255:
         raise ValueError(f'The run folder "{name}" would have too long a name; give a shorter --desc or rename --data.')
@@ -528,7 +540,7 @@ def print_options(opts: EasyDict, c: EasyDict, run_dir: Path, device: torch.devi
     facts = {
         "Run folder": run_dir,
         "Training images": f"{opts.data}, |D| = {size}" + (", with labels" if opts.cond else ""),
-        "Network": f"{opts.arch}, {opts.precond}" + (", float16" if opts.fp16 else ""),
+        "Network": f"{opts.arch}, {opts.precond}, {c.precision}{', compiled' if c.compile else ''}",
         "Duration": f"{c.total_nimg / 1000:g} kimg, {c.total_nimg / size:g} epochs",
         "Optimizer": f"{opts.optimizer}, batch {c.batch_size}",
         "Processes": f"{dist.get_world_size()}, {device.type}",

@@ -14,9 +14,10 @@ class Collector:
 
     def report(self, name: str, value: torch.Tensor | float) -> None:
         """Add all entries of `value` to the quantity `name`. Every rank must report the same names."""
-        dtype = value.dtype if isinstance(value, torch.Tensor) else torch.float64
-        value = torch.as_tensor(value, dtype=dtype, device=self._device).detach().to(torch.float64).flatten()
-        moments = torch.stack([value.new_tensor(value.numel()), value.sum(), value.square().sum()])
+        if not isinstance(value, torch.Tensor):
+            value = torch.full([], value, dtype=torch.float64, device=self._device)  # a copy of a number would wait
+        value = value.detach().to(self._device, torch.float64).flatten()
+        moments = torch.stack([value.new_full([], value.numel()), value.sum(), value.square().sum()])
         if name in self._moments:
             self._moments[name] += moments
         else:

@@ -6,6 +6,7 @@ and its parameters become augmentation labels, zero where an image was left alon
 with zero labels gives unaugmented images.
 """
 
+import functools
 import math
 
 import torch
@@ -149,24 +150,41 @@ def _compose(first: Tensor | None, second: Tensor) -> Tensor:
     return second if first is None else first @ second
 
 
+def _may_look(images: Tensor) -> bool:
+    """Whether numbers that were computed on the images' device can be looked at without waiting for it."""
+    return images.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these numbers, which is copied to the device only once."""
+    make = torch.tensor if torch.compiler.is_compiling() else _copied_once
+    return make(values, dtype=dtype, device=device)
+
+
+_copied_once = functools.lru_cache(maxsize=64)(torch.tensor)
+
+
 def _warp(images: Tensor, inverse: Tensor) -> Tensor:
     """Resample `images` by `inverse` [batch, 3, 3]: reflect at the border, upsample 2x, warp, downsample 2x."""
     batch, channels, height, width = images.shape
-    taps = torch.tensor(SYM6, dtype=images.dtype, device=images.device)
+    constant = functools.partial(_constant, dtype=images.dtype, device=images.device)
+    taps = constant(SYM6)
     reach = len(SYM6) // 4  # what the filter needs beyond a pixel, in pixels of the original
-    size = torch.tensor([width, height], dtype=images.dtype, device=images.device)
+    size = constant((width, height))
 
-    # Padding: as far as any image's corners reach outside, all around the batch.
-    half = (size - 1) / 2
-    signs = torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=images.dtype, device=images.device)
-    corners = torch.cat([signs * half, signs.new_ones(4, 1)], dim=1)  # [4, (x, y, 1)]
-    moved = (inverse @ corners.t())[:, :2]  # [batch, (x, y), 4]
-    low, high = -moved.amin(dim=(0, 2)), moved.amax(dim=(0, 2))
-    margins = torch.stack([low, high]) + 2 * reach - half  # [(low, high), (x, y)]
-    margins = margins.clamp(min=0).minimum(size - 1).ceil().to(torch.int64)
-    (left, top), (right, bottom) = margins.tolist()
+    # Padding: as far as any image's corners reach outside, all around the batch. A GPU would have to be waited for
+    # to know how far; there it is as far as a reflection goes. What lies farther out is not looked at.
+    left, right, top, bottom = width - 1, width - 1, height - 1, height - 1
+    if _may_look(images):
+        half = (size - 1) / 2
+        signs = constant(((-1, -1), (1, -1), (1, 1), (-1, 1)))
+        corners = torch.cat([signs * half, signs.new_ones(4, 1)], dim=1)  # [4, (x, y, 1)]
+        moved = (inverse @ corners.t())[:, :2]  # [batch, (x, y), 4]
+        low, high = -moved.amin(dim=(0, 2)), moved.amax(dim=(0, 2))
+        margins = torch.stack([low, high]) + 2 * reach - half  # [(low, high), (x, y)]
+        margins = margins.clamp(min=0).minimum(size - 1).ceil().to(torch.int64)
+        (left, top), (right, bottom) = margins.tolist()
     images = pad(images, [left, right, top, bottom], mode="reflect")
-    padded_height, padded_width = images.shape[2:]
 
     # Upsample: zeros between the pixels, then the filter.
     up = taps.expand(channels, 1, 1, -1)

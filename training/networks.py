@@ -597,7 +597,7 @@ class _Precond(torch.nn.Module):
     ----------
     img_resolution, img_channels : image size in pixels and number of channels
     label_dim : number of classes, 0 = unconditional
-    use_fp16 : run the U-Net in float16 (on CUDA only)
+    use_fp16 : run the U-Net in float16 (on CUDA only), unless `training.precision.set_precision` says otherwise
     model_type, model_kwargs : the U-Net ("SongUNet" or "DhariwalUNet") and its further arguments
     """
 
@@ -621,6 +621,9 @@ class _Precond(torch.nn.Module):
         self.img_channels = img_channels
         self.label_dim = label_dim
         self.use_fp16 = use_fp16
+        self.precision: str | None = None  # these three: see training.precision
+        self.compute_dtype: torch.dtype | None = None
+        self.channels_last = False
         self.model = UNETS[model_type](
             img_resolution=img_resolution, in_channels=img_channels,
             out_channels=img_channels * self.channel_factor, label_dim=label_dim, **model_kwargs,
@@ -645,7 +648,7 @@ class _Precond(torch.nn.Module):
         x : noisy images [batch, img_channels, img_resolution, img_resolution], data in [-1, 1]
         sigma : noise level, [batch] or one for all
         class_labels : int64 indices [batch] (or one), or rows [batch, label_dim]; None = no class (zeros)
-        force_fp32 : override `use_fp16`
+        force_fp32 : override `use_fp16` and `training.precision.set_precision`
 
         Returns
         -------
@@ -661,9 +664,16 @@ class _Precond(torch.nn.Module):
             class_labels = class_labels.to(torch.float32).reshape(-1, self.label_dim)
         else:
             class_labels = class_labels.reshape(-1)
-        dtype = torch.float16 if self.use_fp16 and not force_fp32 and x.is_cuda else torch.float32
+        dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
+        if self.compute_dtype is not None:
+            dtype = self.compute_dtype
+        if force_fp32:
+            dtype = torch.float32
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        F_x = self.model((c_in * x).to(dtype), c_noise.flatten(), class_labels=class_labels, **model_kwargs)
+        scaled = (c_in * x).to(dtype)
+        if self.channels_last:
+            scaled = scaled.contiguous(memory_format=torch.channels_last)
+        F_x = self.model(scaled, c_noise.flatten(), class_labels=class_labels, **model_kwargs)
         return c_skip * x + c_out * F_x[:, : self.img_channels].to(torch.float32)
 
     def round_sigma(self, sigma: float | Tensor) -> Tensor:

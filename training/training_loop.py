@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from training.dataset import ImageFolderDataset
 from training.loss import LOSSES
 from training.networks import build_network
 from training.observer import Observation, Observer
+from training.optimizer import Adam, clean_gradients
+from training.precision import arithmetic, compile_step, prepare_denoiser, saved_precision, set_precision
 from training.run import checkpoint
 from training.run.events import EventLog
 from training.run.state import write_run_state
 from training.run.stats_log import StatsLog
 from training.snapshots.snapshot import load_network, load_tensors, save_snapshot
 
-OPTIMIZERS = dict(Adam=torch.optim.Adam, SGD=torch.optim.SGD)
+OPTIMIZERS = dict(Adam=Adam, SGD=torch.optim.SGD)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler, Slurm's --signal=USR1@60
 
 
@@ -63,6 +66,8 @@ def training_loop(
     ema_halflife_nimg: float = 0,  # Half-life of the moving average of the weights, in images.
     ema_rampup_ratio: float | None = 0.05,  # It is at most this fraction of the images seen; None = no limit.
     final_ema: float = 0.99929,  # For mode4.
+    precision: str = "fp32",  # In which the network computes, see training.precision.
+    compile: bool = False,  # Compile network and loss.
     loss_scaling: float = 1,  # Factor on the loss during the backward pass, against underflow in float16.
     window_size: float = 0.5,  # Shuffling window of the data order, see InfiniteSampler.
     kimg_per_tick: float = 50,  # Interval of status lines.
@@ -132,13 +137,18 @@ def training_loop(
         warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 filters, where they do not matter
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     params, ema_params = list(net.parameters()), list(ema.parameters())
+    set_precision(net, precision)
+    compute_loss = functools.partial(_loss, loss_fn, ddp, pipe)
+    if compile:  # rounds of accumulation hold gradients, which a CUDA graph would overwrite
+        compute_loss = compile_step(compute_loss, net, device, graphs=per_rank == per_round)
+    averaged = ema if observer is None else prepare_denoiser(ema, precision, compile, device)  # what it looks at
 
     # Resume.
     nimg = tick = nan_ticks = 0
     content = dict(dataset_sha256=dataset_sha256, labels_sha256=labels_sha256)
     if resume is not None:
         shared, own = checkpoint.load_state(resume)
-        check_state(shared, resume, net, batch_size, len(dataset), settings, total_nimg, content)
+        check_state(shared, resume, net, batch_size, len(dataset), settings, total_nimg, content, precision)
         load_tensors(net, shared["net"], resume)
         load_tensors(ema, shared["ema"], resume)
         try:
@@ -181,22 +191,18 @@ def training_loop(
             optimizer.zero_grad(set_to_none=True)
             for i in range(per_rank // per_round):
                 last = i == per_rank // per_round - 1
-                with contextlib.nullcontext() if last or ddp is net else ddp.no_sync():
+                with arithmetic(precision), contextlib.nullcontext() if last or ddp is net else ddp.no_sync():
                     images, labels = next(batches)
-                    value = loss_fn(ddp, images, labels, augment_pipe=pipe)
+                    value, total = compute_loss(images, labels)
                     stats.report("Loss/loss", value)
-                    value = value.sum()
-                    stats.report("Loss/not_finite", ~value.detach().isfinite())
-                    value.mul(loss_scaling / per_rank).backward()
+                    stats.report("Loss/not_finite", ~total.detach().isfinite())
+                    total.mul(loss_scaling / per_rank).backward()
 
             # Update the weights.
             lr = optimizer_kwargs["lr"] * min(nimg / max(lr_rampup_nimg, 1e-8), 1)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            for p in params:
-                if loss_scaling != 1:
-                    p.grad /= loss_scaling
-                torch.nan_to_num(p.grad, nan=0, posinf=1e5, neginf=-1e5, out=p.grad)
+            clean_gradients(params, loss_scaling)
             optimizer.step()
 
             # Update the moving average.
@@ -220,7 +226,7 @@ def training_loop(
                 _tell(run_dir, "running", nimg)
                 if observer is not None and not stopping and nimg >= 1000:
                     bar.set_description("evaluating")
-                    seen = _observe(observer, ema, nimg, stop)
+                    seen = _observe(observer, averaged, nimg, stop)
                     bar.set_description("")
                     stopping = seen is None and not done  # a signal came meanwhile
                     seen = seen or Observation()
@@ -250,6 +256,7 @@ def training_loop(
                         net=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(),
                         nimg=nimg, tick=tick + 1, batch_size=batch_size, dataset_size=len(dataset), **content,
                         network=_plain(net.init_kwargs), optimizer_settings=_plain(settings), seed=seed,
+                        precision=precision,
                         ema_rampup_ratio=ema_rampup_ratio,
                         observer=observer.state_dict() if observer is not None else {},
                     ),
@@ -278,7 +285,13 @@ def _give_up(run_dir: str | os.PathLike, nimg: int, ticks: int) -> None:
     before = f'"{states[-1]}" is from before.' if states else "There is no training state from before."
     _tell(run_dir, "failed", nimg, reason)
     dist.barrier()
-    raise ValueError(f"Training has stopped: {reason}. Try a lower --lr, or --fp16=0. {before}")
+    raise ValueError(f"Training has stopped: {reason}. Try a lower --lr, or --precision=fp32. {before}")
+
+
+def _loss(loss_fn: Callable, net: Callable, pipe: Callable | None, images: Tensor, labels: Tensor | None) -> tuple:
+    """The loss of each pixel, and its sum: what is compiled as a whole."""
+    value = loss_fn(net, images, labels, augment_pipe=pipe)
+    return value, value.sum()
 
 
 def _observe(observer: Observer, ema: torch.nn.Module, nimg: int, stop: "_StopSignals") -> Observation | None:
@@ -314,11 +327,14 @@ def check_state(
     optimizer_kwargs: dict,  # As of training_loop; the learning rate may differ.
     total_nimg: int,
     content: dict[str, str | None],  # dataset_sha256 and labels_sha256 of this run.
+    precision: str = "fp32",
 ) -> None:
     """Raise ValueError if a run with these settings cannot continue from a training state.
 
     At the end of its run that is an `EndOfRun`.
     """
+    if (saved := saved_precision(shared)) != precision:
+        raise ValueError(f'"{source}" is of a run in another precision; resume with --precision={saved}.')
     now = dict(network=net.init_kwargs, batch_size=batch_size, dataset_size=dataset_size)
     now["optimizer_settings"] = optimizer_kwargs
     for what, value in _plain(now).items():
@@ -410,7 +426,9 @@ def _batches(
         images = torch.from_numpy(dataset.images()).to(device)
         labels = torch.from_numpy(dataset.labels()).to(device) if dataset.has_labels else None
         while True:
-            index = torch.from_numpy(order.take(count)).to(device)
+            index = torch.from_numpy(order.take(count))
+            if device.type == "cuda":  # else the copy waits until the device has done all before it
+                index = index.pin_memory().to(device, non_blocking=True)
             yield images[index].to(torch.float32) / 127.5 - 1, labels[index] if labels is not None else None
 
     dist.print0(

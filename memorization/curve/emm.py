@@ -13,6 +13,7 @@ import numpy as np
 from dnnlib.limits import parse_json
 from memorization.measure.ratio import wilson_interval
 from memorization.records import SETTINGS, jsonl_path, read_trajectory
+from training.precision import saved_precision
 from training.run.state import read_run_state
 
 OPTIONS, LOG = "training_options.json", "mem_traj.log"
@@ -236,7 +237,7 @@ def differing_options(runs: Sequence[RunPoint]) -> list[str]:
         found = {key: run.options.get(key) for key in _FIXED}
         found |= {f"dataset_kwargs.{k}": run.options["dataset_kwargs"].get(k) for k in _FIXED_DATA}
         found |= {f"network_kwargs.{k}": v for k, v in run.options.get("network_kwargs", {}).items()}
-        found["sampler"] = run.sampler
+        found["sampler"], found["precision"] = run.sampler, saved_precision(run.options)
         for key, value in found.items():
             seen.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
     return sorted(key for key, values in seen.items() if len(values) > 1)

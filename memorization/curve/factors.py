@@ -11,6 +11,7 @@ from typing import Any
 from dnnlib.images import ImageFiles
 from dnnlib.util import flatten
 from memorization.curve.emm import RunPoint
+from training.precision import saved_precision
 
 # Options of train.py by which the value that was used lies elsewhere, or under another name.
 _NAMES = {
@@ -64,6 +65,8 @@ def factor_values(runs: Sequence[RunPoint], key: str) -> tuple[list[Any], list[s
     name = _option_name(key.removeprefix("--").replace("-", "_"), known, options)
     if name == "dataset_kwargs.max_size":
         raise ValueError(f"--by={key} is |D|, the axis of the figure; the runs differ in: {_differing(runs)}.")
+    if name == "precision":
+        return [saved_precision(run.options) for run in runs], []
     if name is not None:
         return [each.get(name, NOT_RECORDED) for each in options], []
 

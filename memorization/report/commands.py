@@ -48,6 +48,7 @@ def train_command(
         named |= {"skip-connections": network.pop("skip_connections", None), "ema_mode": left.pop("ema_mode")}
         named |= {"weight-decay": optimizer.pop("weight_decay"), "optimizer": optimizer.pop("class_name")}
         named |= {"momentum": optimizer.pop("momentum", None), "fp16": network.pop("use_fp16")}
+        named |= {"precision": left.pop("precision", None)}
         named |= {"ls": left.pop("loss_scaling"), "bench": left.pop("cudnn_benchmark"), "cache": data.pop("cache")}
         named |= {"workers": left.pop("num_workers"), "device": device, "mem-eval": left.pop("mem_eval", None)}
         named |= {"stop-at-mem": left.pop("stop_at_mem", None), "stop-patience": left.pop("stop_patience", None)}
@@ -61,6 +62,7 @@ def train_command(
         named |= {"ema": ema if named["ema_mode"] != "mode3" else None}
         named |= {"final-ema": final_ema if named["ema_mode"] == "mode4" else None}
         flags = ["--tensorboard"] if left.pop("tensorboard", False) else []
+        flags += ["--compile"] if left.pop("compile", False) else []
         flags += ["--deterministic"] if left.pop("deterministic", False) else []
         processes = int(left.pop("num_processes"))
         words = _script("train.py", processes) + [f"--outdir={outdir}", "--nosubdir"] + _flags(named) + flags

@@ -11,10 +11,12 @@ from training.options import (
     batch_option,
     class_option,
     device_option,
+    precision_options,
     sampler_options,
     seeds_option,
     subdirs_option,
 )
+from training.precision import check_precision, prepare_denoiser
 from training.snapshots.snapshot import load_network
 
 
@@ -26,6 +28,7 @@ from training.snapshots.snapshot import load_network
 @class_option
 @batch_option
 @sampler_options
+@precision_options
 @device_option
 @report_errors
 def main(
@@ -35,6 +38,8 @@ def main(
     subdirs: bool,
     class_idx: int | None,
     batch: int,
+    precision: str | None,
+    compile: bool,
     device: str,
     **sampler_kwargs: Any,
 ) -> None:
@@ -53,7 +58,8 @@ def main(
     """
     target = dist.init(device)
     try:
-        net, _ = load_network(network, target)
+        check_precision(precision, target, compile)
+        net = prepare_denoiser(load_network(network, target)[0], precision, compile, target)
         generate_to_folder(net, seeds, outdir, subdirs, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
     finally:
         dist.shutdown()

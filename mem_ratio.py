@@ -18,16 +18,18 @@ from memorization.measure.gap import GapMeter, ImageSet
 from memorization.measure.results import Reference, Task, read_groups
 from memorization.measure.subjects import Subject, optimum_subject, snapshot_subjects, watch_snapshots
 from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_histogram
-from memorization.records import jsonl_path
+from memorization.records import jsonl_path, setting
 from torch_utils import distributed as dist
 from training.options import (
     batch_option,
     class_option,
     device_option,
+    precision_options,
     sampler_options,
     seeds_option,
     subdirs_option,
 )
+from training.precision import check_precision
 
 GRID_SEEDS = 32
 MAX_ROWS = 20  # of a table of classes or groups that is printed; the record holds all
@@ -94,6 +96,7 @@ def several(convert: Callable[[str], Any]) -> Callable:
 @click.option("--remeasure", help="Measure again what the log already holds", is_flag=True)
 @click.option("--quiet", help="No progress bar, not even on a terminal", is_flag=True)
 @sampler_options
+@precision_options
 @device_option
 @report_errors
 def main(
@@ -121,6 +124,8 @@ def main(
     poll: float,
     remeasure: bool,
     quiet: bool,
+    precision: str | None,
+    compile: bool,
     device: str,
     **sampler_kwargs: Any,
 ) -> None:
@@ -163,8 +168,13 @@ def main(
     python mem_ratio.py --network=datasets/cifar10-1k.zip --log=optimum/mem_traj.log --seeds=0-999
     """
     check_options(expdir, network, cond, knn_ref, log, gap, holdout, bar, until_above, watch)
+    if network is not None and (compile or precision not in (None, "fp32")):
+        raise click.UsageError(
+            "--precision and --compile belong to --expdir; the optimum has its own exact arithmetic."
+        )
     target = dist.init(device)
     try:
+        check_precision(precision, target, compile)
         # Refuse what can be refused before anything slow.
         log_path = Path(log) if log is not None else Path(expdir) / "mem_traj.log"
         check_file(log_path, "--log")
@@ -189,7 +199,7 @@ def main(
             seeds=seeds, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs, thresholds=thresholds,
             criteria=[CRITERIA[name] for name in names],
             feature_criteria=[CRITERIA[name] for name in criteria or ["ratio"]] if features is not None else [],
-            bar=bar, confidence=confidence,
+            bar=bar, confidence=confidence, precision=precision, compile=compile,
         )  # fmt: skip
         evaluator = Evaluator(
             log_path, reference, task, lambda record, note: describe(record, task, note),
@@ -314,6 +324,7 @@ def gap_meter(
 def describe(record: dict[str, Any], task: Task, note: str = "") -> str:
     """The lines that report a record: its ratio, and what else was asked for; `note` ends the first."""
     name = f"kimg {record['kimg']:06d}" if record["kimg"] is not None else "optimum"
+    note = f"  ({setting(record, 'precision')}){note}" if setting(record, "precision") != "fp32" else note
     text = f"{name}  R_mem {_percent(record)}  mean distance {record['mean_distance']:.3f}"
     if "sequential" in record:
         verdict, bar = record["sequential"]["verdict"], f"{100 * task.bar:g} %"

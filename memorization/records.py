@@ -22,11 +22,15 @@ from memorization.measure.ratio import Measurement, make_measurement, wilson_int
 
 # A record is one measurement of one snapshot. Two with equal settings are the same measurement done
 # twice; an earlier one still holds while the contents of snapshot and reference are the same too.
-SETTINGS = ("snapshot", "optimum", "seeds", "class", "sampler", "reference", "reference_size", "adaptive")
+SETTINGS = ("snapshot", "optimum", "seeds", "class", "sampler", "reference", "reference_size", "adaptive", "precision",
+            "compile")  # fmt: skip
 CONTENTS = ("snapshot_sha256", "reference_sha256")
 
 # What decides the row of a seed, its distances to the nearest images: such rows can be used again.
 _ROWS = ("optimum", "class", "sampler", *CONTENTS)
+
+# What holds for records that were written before these settings were.
+_DEFAULTS = {"precision": "fp32", "compile": False}
 
 # What was found beyond R_mem: it is kept when the same contents are measured again.
 RESULTS = ("gap", "thresholds", "criteria", "classes", "groups", "grouping")
@@ -43,6 +47,8 @@ def make_settings(
     sampler_kwargs: dict[str, Any],
     optimum: str | None = None,  # "unconditional" or "class-conditional" optimum; None: a trained network
     adaptive: dict[str, Any] | None = None,  # settings of a sequential test; None: all seeds are measured
+    precision: str = "fp32",  # in which the network computed, see `training.precision`
+    compile: bool = False,  # it was compiled, and rounded differently
 ) -> dict[str, Any]:
     """The part of a record that is known before the measurement: `SETTINGS` and `CONTENTS`.
 
@@ -63,6 +69,8 @@ def make_settings(
         "reference_size": reference_size,
         "snapshot_sha256": _sha256(snapshot),
         "reference_sha256": reference_sha256,
+        "precision": precision,
+        "compile": compile,
     }
     return settings if adaptive is None else {**settings, "adaptive": adaptive}
 
@@ -71,8 +79,13 @@ def find_record(
     records: Iterable[dict[str, Any]], settings: dict[str, Any], keys: Iterable[str] = SETTINGS + CONTENTS
 ) -> dict[str, Any] | None:
     """The last of `records` that agrees with `settings` in all `keys`, or None. A missing entry is None."""
-    found = [r for r in records if all(r.get(key) == settings.get(key) for key in keys)]
+    found = [r for r in records if all(setting(r, key) == setting(settings, key) for key in keys)]
     return found[-1] if found else None
+
+
+def setting(record: dict[str, Any], key: str) -> Any:
+    """An entry of a record; one that is missing is None, or what held before there was such an entry."""
+    return record.get(key, _DEFAULTS.get(key))
 
 
 def make_record(measurement: Measurement, kimg: int | None, settings: dict[str, Any], **entries: Any) -> dict[str, Any]:
@@ -230,7 +243,9 @@ def _write_rows(path: Path, measurement: Measurement, settings: dict[str, Any]) 
 
 
 def _rows_key(settings: dict[str, Any]) -> str:
-    return json.dumps({key: settings.get(key) for key in _ROWS}, sort_keys=True)
+    keyed = {key: settings.get(key) for key in _ROWS}
+    keyed |= {key: setting(settings, key) for key in _DEFAULTS if setting(settings, key) != _DEFAULTS[key]}
+    return json.dumps(keyed, sort_keys=True)
 
 
 # ----------------------------------------------------------------------------
@@ -285,8 +300,9 @@ def read_trajectory(path: str | os.PathLike, *, report: Callable[[str], Any] = w
 def _wrong_entry(record: dict[str, Any]) -> str | None:
     """The key of an entry that no measurement has, or None. Entries may be missing."""
     kinds = dict.fromkeys(("thresholds", "criteria", "classes", "groups", "grouping"), dict)
+    kinds |= {"compile": bool}
     kinds |= dict.fromkeys(("sampler", "adaptive", "sequential", "gap"), dict | None)
-    kinds |= dict.fromkeys(("snapshot", "seeds", "reference"), str | None)
+    kinds |= dict.fromkeys(("snapshot", "seeds", "reference", "precision"), str | None)
     kinds |= dict(kimg=int | float | None, num_samples=int, num_memorized=int)
     for key, kind in kinds.items():
         if key in record and not isinstance(record[key], kind):

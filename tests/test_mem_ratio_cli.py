@@ -113,9 +113,10 @@ def test_goes_on_within_a_snapshot(run, reference, run_cli, monkeypatch, generat
     counted = memorization.measure.ratio.generate_images
 
     def interrupted(net, some, **kwargs):
-        if len(generated) == 8:
-            raise KeyboardInterrupt
-        return counted(net, some, **kwargs)
+        batches = counted(net, some, **kwargs)
+        while len(generated) < 8:
+            yield next(batches)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(memorization.measure.ratio, "generate_images", interrupted)

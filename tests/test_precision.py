@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,22 @@ import torch
 from test_training import TINY, last_snapshot, stats, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import generate
+import mem_ratio
 import train
 import training.precision
 from memorization.curve.factors import factor_values
+from memorization.report.commands import measure_command
 from training.augment import edm_augment_pipe
 from training.dataset import ImageFolderDataset
+from training.generation import PngWriter, split_batches
 from training.loss import EDMLoss
 from training.networks import build_network
+from training.optim import load_optimum
 from training.optimizer import Adam, clean_gradients
 from training.precision import arithmetic, check_precision, own_precision, prepare_denoiser, set_precision
+from training.samplers import DrawnAhead, StackedRandomGenerator
+from training.snapshots.snapshot import save_snapshot
 
 SMALL = dict(
     img_resolution=8, img_channels=1, model_type="SongUNet", model_channels=8, channel_mult=[1], num_blocks=1,
@@ -409,3 +417,99 @@ def test_precision_is_a_factor(tmp_path):
         object.__setattr__(run_point, "run", Path(tmp_path))
         runs.append(run_point)
     assert factor_values(runs, "precision")[0] == ["bf16", "fp32", "fp16"]
+
+
+# ----------------------------------------------------------------------------
+# Sampling and measuring.
+
+
+@pytest.fixture(scope="module")
+def measured_run(tmp_path_factory):
+    """Two snapshots of one network with other weights."""
+    run_dir = tmp_path_factory.mktemp("measured")
+    for kimg in (1, 2):
+        save_snapshot(run_dir / f"network-snapshot-{kimg:06d}.safetensors", make_net(kimg), kimg, dict(path="x.zip"))
+    return run_dir
+
+
+def test_records_of_another_precision_are_others(measured_run, small_zip, run_cli, monkeypatch):
+    """And those from before it was recorded count as float32."""
+    torch.compiler.reset()
+    monkeypatch.setattr(training.precision, "BACKEND", "eager")
+    compiled = []
+    monkeypatch.setattr(
+        torch, "compile", lambda *args, real=torch.compile, **kw: compiled.append(1) or real(*args, **kw)
+    )
+    base = ["--expdir", measured_run, "--knn-ref", small_zip, "--seeds=0-19", "--steps=3", "--batch=32", "--device=cpu"]
+    log = measured_run / "mem_traj.jsonl"
+
+    def measure(*options):
+        out = run_cli(mem_ratio.main, [*base, *options]).output
+        return out, [json.loads(line) for line in log.read_text().splitlines()]
+
+    out, records = measure()
+    assert "bf16" not in out and [(r["precision"], r["compile"]) for r in records] == [("fp32", False)] * 2
+    old = [{key: value for key, value in r.items() if key not in ("precision", "compile")} for r in records]
+    log.write_text("".join(json.dumps(r) + "\n" for r in old))
+    for options in ([], ["--precision=fp32"]):
+        out, records = measure(*options)
+        assert out.count("measured before") == 2 and records == old
+
+    out, records = measure("--precision=bf16")
+    assert "measured before" not in out and out.count("(bf16)") >= 2 and len(records) == 4
+    assert records[0]["mean_distance"] != records[2]["mean_distance"]
+    assert records[0]["mean_distance"] == pytest.approx(records[2]["mean_distance"], rel=0.01)
+    out, records = measure("--compile")  # this backend does not round differently
+    assert "measured before" not in out and len(records) == 6 and compiled == [1]  # for both snapshots
+    assert [r["mean_distance"] for r in records[4:]] == [r["mean_distance"] for r in old]
+    out, records = measure("--threshold=0.5", "--precision=bf16")  # from the rows on disk, which are of --compile
+    assert len(records) == 6 and all("thresholds" in r for r in records[2:4])
+
+    command = measure_command(records[2], measured_run)
+    assert "--precision=bf16" in command and "--compile" in measure_command(records[4], measured_run)
+    assert not [word for word in measure_command(old[0], measured_run) if "precision" in word or "compile" in word]
+
+
+def test_generate_in_bf16_and_compiled(measured_run, tmp_path, run_cli, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(training.precision, "BACKEND", "eager")
+    base = ["--network", measured_run / "network-snapshot-000002.safetensors", "--steps=3", "--device=cpu"]
+    images = {}
+    for name, options in dict(plain=[], bf16=["--precision=bf16"], compiled=["--compile", "--batch=16"]).items():
+        run_cli(generate.main, [*base, "--outdir", tmp_path / name, "--seeds=0-19", *options])
+        images[name] = {p.name: p.read_bytes() for p in sorted((tmp_path / name).glob("*.png"))}
+    assert len(images["plain"]) == 20 and images["plain"] == images["compiled"] and images["plain"] != images["bf16"]
+    result = run_cli(generate.main, [*base, "--outdir", tmp_path / "x", "--precision=tf32"], code=1)
+    assert "--precision=tf32 needs a CUDA device" in result.stderr and not (tmp_path / "x").exists()
+
+
+def test_the_optimum_has_its_own_arithmetic(small_zip, tmp_path, run_cli):
+    base = ["--network", small_zip, "--log", tmp_path / "mem_traj.log", "--device=cpu"]
+    for option in ["--compile", "--precision=bf16"]:
+        assert "the optimum has its own" in run_cli(mem_ratio.main, [*base, option], code=2).stderr
+    with pytest.raises(ValueError, match="the optimum has its own"):
+        prepare_denoiser(load_optimum(small_zip), "bf16")
+
+
+def test_noise_drawn_ahead_is_the_same():
+    plain = StackedRandomGenerator("cpu", [3, 1, 4])
+    with ThreadPoolExecutor(1) as pool:
+        ahead = DrawnAhead(StackedRandomGenerator("cpu", [3, 1, 4]), pool)
+        for _ in range(4):
+            like = torch.empty(3, 2, dtype=torch.float64)
+            assert torch.equal(ahead.randn_like(like), plain.randn_like(like))
+
+
+def test_batches_end_where_they_must():
+    assert split_batches(range(10), 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert split_batches(range(10), 4, ends=[3, 3, 10, 0]) == [[0, 1, 2], [3, 4, 5, 6], [7, 8, 9]]
+    assert split_batches([], 4) == []
+
+
+def test_an_error_in_the_writing_thread_is_raised(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.generation.save_png", full)
+    with pytest.raises(OSError, match="No space left"), PngWriter(tmp_path) as writer:
+        writer.save([0], torch.zeros(1, 1, 8, 8, dtype=torch.uint8))

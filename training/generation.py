@@ -1,7 +1,9 @@
 """The one loop from seeds to uint8 images; every tool that samples uses it."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from dnnlib.images import encode_png
 from dnnlib.util import atomic_write, check_folder
 from torch_utils import distributed as dist
-from training.samplers import ABLATIONS, StackedRandomGenerator, ablation_sampler, edm_sampler
+from training.samplers import ABLATIONS, DrawnAhead, StackedRandomGenerator, ablation_sampler, edm_sampler
 
 # On the CPU the number of rows decides which kernels torch takes, and they round differently. Multiples of this
 # number get the same ones, where the number of threads is a power of two (as measured for 1 to 16 threads); so
@@ -45,6 +47,7 @@ def generate_images(
     seeds: Sequence[int],
     *,
     batch: int = 64,
+    ends: Sequence[int] = (),
     class_idx: int | None = None,
     sampler_kwargs: dict[str, Any] | None = None,
     device: torch.device | str | None = None,
@@ -57,9 +60,10 @@ def generate_images(
 
     Parameters
     ----------
-    net : preconditioned network or `OptimEDM`
+    net : preconditioned network, what `training.precision.prepare_denoiser` makes of it, or `OptimEDM`
     seeds : this process's share; see `split_seeds`
     batch : images at a time
+    ends : positions in `seeds` where a batch ends anyway
     class_idx : class of all images; None draws one per seed, if the network is conditional
     sampler_kwargs : arguments of `edm_sampler`; with any of solver, discretization, schedule, scaling those
         of `ablation_sampler`. Entries that are None are left at the sampler's defaults.
@@ -77,19 +81,58 @@ def generate_images(
     sampler = ablation_sampler if kwargs.keys() & ABLATIONS.keys() else edm_sampler
     shape = [net.img_channels, net.img_resolution, net.img_resolution]
 
-    for start in range(0, len(seeds), batch):
-        batch_seeds = [int(s) for s in seeds[start : start + batch]]
-        count = len(batch_seeds)
-        rows = -(-count // _ROWS) * _ROWS if torch.device(device).type == "cpu" else count
-        rnd = StackedRandomGenerator(device, batch_seeds + batch_seeds[-1:] * (rows - count))
+    device = torch.device(device)
+    batches = split_batches(seeds, batch, ends)
+
+    def draw(batch_seeds: list[int]) -> tuple[StackedRandomGenerator, Tensor, Tensor | None]:
+        rows = len(batch_seeds)
+        if getattr(net, "compiled", False):
+            rows = max(rows, batch)  # one shape, which is compiled once
+        if device.type == "cpu":
+            rows = -(-rows // _ROWS) * _ROWS
+        rnd = StackedRandomGenerator(device, batch_seeds + batch_seeds[-1:] * (rows - len(batch_seeds)))
         latents = rnd.randn([rows, *shape])
-        class_labels = None
-        if net.label_dim:
-            class_labels = rnd.randint(net.label_dim, size=[rows])
-            if class_idx is not None:
+        return rnd, latents, rnd.randint(net.label_dim, size=[rows]) if net.label_dim else None
+
+    # A GPU gets its next batch before anyone looks at the last one, with numbers that a thread has drawn meanwhile.
+    pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
+    try:
+        drawn = pool.submit(draw, batches[0]) if pool is not None and batches else None
+        waiting = None
+        for i, batch_seeds in enumerate(batches):
+            rnd, latents, class_labels = drawn.result() if pool is not None else draw(batch_seeds)
+            if pool is not None:
+                rnd = DrawnAhead(rnd, pool)
+                drawn = pool.submit(draw, batches[i + 1]) if i + 1 < len(batches) else None
+            if class_labels is not None and class_idx is not None:
                 class_labels = torch.full_like(class_labels, class_idx)
-        images = sampler(net, latents, class_labels, randn_like=rnd.randn_like, **kwargs)
-        yield batch_seeds, to_uint8(images[:count]).cpu()
+            images = to_uint8(sampler(net, latents, class_labels, randn_like=rnd.randn_like, **kwargs))
+            images = images[: len(batch_seeds)].to("cpu", non_blocking=True)
+            if pool is None:
+                yield batch_seeds, images
+                continue
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(device))
+            if waiting is not None:
+                yield _arrived(*waiting)
+            waiting = batch_seeds, images, arrived
+        if waiting is not None:
+            yield _arrived(*waiting)
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def _arrived(batch_seeds: list[int], images: Tensor, event: torch.cuda.Event) -> tuple[list[int], Tensor]:
+    event.synchronize()
+    return batch_seeds, images
+
+
+def split_batches(seeds: Sequence[int], batch: int, ends: Sequence[int] = ()) -> list[list[int]]:
+    """`seeds` in batches of `batch`, or of fewer where one of `ends` (positions in `seeds`) comes before."""
+    bounds = [0, *sorted({end for end in ends if 0 < end < len(seeds)}), len(seeds)]
+    spans = zip(bounds, bounds[1:])
+    return [list(map(int, seeds[i : min(i + batch, high)])) for low, high in spans for i in range(low, high, batch)]
 
 
 def generate_to_folder(
@@ -116,11 +159,11 @@ def generate_to_folder(
     check_folder(outdir)  # save_png makes it: arguments that the sampler refuses leave nothing behind
     together = getattr(net, "shard", False)
     share = list(seeds) if together else split_seeds(seeds)
-    with tqdm(total=len(share), unit="img", disable=None if dist.get_rank() == 0 else True) as bar:
+    bar = tqdm(total=len(share), unit="img", disable=None if dist.get_rank() == 0 else True)
+    with bar, PngWriter(outdir, subdirs) as writer:
         for batch_seeds, images in generate_images(net, share, **kwargs):
             if not together or dist.get_rank() == 0:
-                for seed, image in zip(batch_seeds, images):
-                    save_png(image, outdir, seed, subdirs)
+                writer.save(batch_seeds, images)
             if on_batch is not None:
                 on_batch(batch_seeds)
             bar.update(len(batch_seeds))
@@ -137,6 +180,37 @@ def image_path(outdir: str | os.PathLike, seed: int, subdirs: bool) -> Path:
     """OUTDIR/SEED.png, or OUTDIR/THOUSAND/SEED.png with a folder per 1000 seeds; six digits each."""
     folder = Path(outdir) / f"{seed - seed % 1000:06d}" if subdirs else Path(outdir)
     return folder / f"{seed:06d}.png"
+
+
+class PngWriter:
+    """Writes images by `save_png` in a thread, while the next ones are generated. To be used in a `with` statement.
+
+    An error in writing is raised by the next call but one, or at the end.
+    """
+
+    def __init__(self, outdir: str | os.PathLike, subdirs: bool = False):
+        self._where = dict(outdir=outdir, subdirs=subdirs)
+        self._pool = ThreadPoolExecutor(1)
+        self._batches: deque[Future] = deque()
+
+    def save(self, seeds: Sequence[int], images: Tensor) -> None:
+        """Write images, uint8 [n, C, H, W], soon; it waits while two batches before this one are not yet written."""
+        while len(self._batches) > 1:
+            self._batches.popleft().result()
+        self._batches.append(self._pool.submit(self._write, list(seeds), images))
+
+    def _write(self, seeds: list[int], images: Tensor) -> None:
+        for seed, image in zip(seeds, images):
+            save_png(image, seed=seed, **self._where)
+
+    def __enter__(self) -> "PngWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for batch in self._batches:
+                batch.result()
 
 
 def save_png(image: Tensor | np.ndarray, outdir: str | os.PathLike, seed: int, subdirs: bool = False) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import click
 
 from dnnlib.cli import Float, IntList
+from training.precision import PRECISIONS
 from training.samplers import ABLATIONS
 
 _POSITIVE = Float(min=0, min_open=True)
@@ -56,6 +57,16 @@ batch_option = click.option(
     default=64,
     show_default=True,
 )
+
+# --precision, --compile; they arrive as `precision` (None where not given) and `compile`.
+precision_options = _all(
+    click.option(
+        "--precision",
+        help="In which the network computes (tf32, fp16: CUDA only)  [default: fp32, or as --fp16=1 was trained]",
+        metavar="|".join(PRECISIONS), type=click.Choice(PRECISIONS),
+    ),
+    click.option("--compile", help="Compile the network (torch.compile): minutes at first, then faster", is_flag=True),
+)  # fmt: skip
 
 # --steps ... --scaling; they arrive as keyword arguments of the samplers, None where not given.
 sampler_options = _all(

@@ -99,6 +99,13 @@ class Denoiser(torch.nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("net"), name)  # sigma_min, label_dim, ...
 
+    def take(self, net: torch.nn.Module) -> bool:
+        """Take over the weights of another network, which then need not be compiled; False if it is of another kind."""
+        if net.init_kwargs != self.net.init_kwargs:
+            return False
+        self.net.load_state_dict(net.state_dict())
+        return True
+
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As that of the network."""
         with arithmetic(self.precision):

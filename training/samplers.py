@@ -5,6 +5,7 @@ Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Model
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class StackedRandomGenerator:
         """Standard normal numbers of shape `size`, whose first entry is the number of seeds."""
         self._check(size)
         rows = [torch.randn(list(size[1:]), generator=g, dtype=dtype) for g in self.generators]
-        return torch.stack(rows).to(self.device)
+        return to_device(torch.stack(rows), self.device)
 
     def randn_like(self, like: Tensor) -> Tensor:
         return self.randn(like.shape, dtype=like.dtype)
@@ -43,11 +44,35 @@ class StackedRandomGenerator:
         """Integers 0..high-1, int64, of shape `size`, whose first entry is the number of seeds."""
         self._check(size)
         rows = [torch.randint(high, size=list(size[1:]), generator=g) for g in self.generators]
-        return torch.stack(rows).to(self.device)
+        return to_device(torch.stack(rows), self.device)
 
     def _check(self, size: Sequence[int]) -> None:
         if size[0] != len(self.generators):
             raise ValueError(f"Asked for {size[0]} rows of random numbers from {len(self.generators)} seeds.")
+
+
+class DrawnAhead:
+    """The noise of a `StackedRandomGenerator`, the next of it drawn by a thread while the device computes."""
+
+    def __init__(self, random: StackedRandomGenerator, pool: Executor):
+        self._random, self._pool = random, pool
+        self._next: tuple[tuple, Future] | None = None
+
+    def randn_like(self, like: Tensor) -> Tensor:
+        wanted = (like.shape, like.dtype)
+        if self._next is None:
+            found = self._random.randn(*wanted)
+        elif self._next[0] == wanted:
+            found = self._next[1].result()
+        else:
+            raise ValueError("Noise of one shape and type can be drawn ahead, not of several.")
+        self._next = (wanted, self._pool.submit(self._random.randn, *wanted))
+        return found
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy from the CPU without waiting for what the device is doing."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def edm_sampler(
@@ -80,9 +105,9 @@ def edm_sampler(
     images, float64, in [-1, 1] up to the network's error
     """
     sigma_min, sigma_max = max(sigma_min, net.sigma_min), min(sigma_max, net.sigma_max)
-    t = net.round_sigma(_edm_sigmas(num_steps, sigma_min, sigma_max, rho).to(latents.device))
+    t = net.round_sigma(to_device(_edm_sigmas(num_steps, sigma_min, sigma_max, rho), latents.device))
     t = torch.cat([t, t.new_zeros(1)])  # t_N = 0
-    gammas = _churn(t[:-1].tolist(), num_steps, S_churn, S_min, S_max)
+    gammas = _churn(t[:-1], num_steps, S_churn, S_min, S_max)
 
     x = latents.to(torch.float64) * t[0]
     for i, gamma in enumerate(gammas):
@@ -199,9 +224,9 @@ def ablation_sampler(
         rate = sigma_deriv(t) / sigma(t)
         return (rate + s_deriv_over_s(t)) * x - rate * s(t) * denoised
 
-    t_steps = sigma_inv(net.round_sigma(sigmas.to(latents.device)))
+    t_steps = sigma_inv(net.round_sigma(to_device(sigmas, latents.device)))
     t_steps = torch.cat([t_steps, t_steps.new_zeros(1)])
-    gammas = _churn(sigma(t_steps[:-1]).tolist(), num_steps, S_churn, S_min, S_max)
+    gammas = _churn(sigma(t_steps[:-1]), num_steps, S_churn, S_min, S_max)
 
     x = latents.to(torch.float64) * (sigma(t_steps[0]) * s(t_steps[0]))
     for i, gamma in enumerate(gammas):
@@ -277,7 +302,9 @@ def _edm_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float) 
     return (high + _fractions(num_steps) * (low - high)) ** rho
 
 
-def _churn(sigmas: list[float], num_steps: int, S_churn: float, S_min: float, S_max: float) -> list[float]:
+def _churn(sigmas: Tensor, num_steps: int, S_churn: float, S_min: float, S_max: float) -> list[float]:
     """gamma_i of EDM Algorithm 2: relative rise of the noise level before each step."""
     gamma = min(S_churn / num_steps, math.sqrt(2) - 1)
-    return [gamma if S_min <= sigma <= S_max else 0.0 for sigma in sigmas]
+    if not gamma or (S_min <= 0 and S_max == math.inf):  # the device need not be waited for to know them
+        return [gamma] * len(sigmas)
+    return [gamma if S_min <= sigma <= S_max else 0.0 for sigma in sigmas.tolist()]

@@ -12,7 +12,7 @@ import numpy as np
 
 from dnnlib.limits import parse_json
 from memorization.measure.ratio import wilson_interval
-from memorization.records import SETTINGS, jsonl_path, read_trajectory
+from memorization.records import SETTINGS, jsonl_path, read_trajectory, setting
 from training.precision import saved_precision
 from training.run.state import read_run_state
 
@@ -205,7 +205,7 @@ def _records_that_count(records: Iterable[dict[str, Any]], size: int) -> list[di
     for record in records:
         adaptive = bool(record.get("adaptive"))
         left_out = ("snapshot", "seeds", "adaptive") if adaptive else ("snapshot",)  # each may stop at its own seed
-        settings = json.dumps([record.get(key) for key in SETTINGS if key not in left_out])
+        settings = json.dumps([setting(record, key) for key in SETTINGS if key not in left_out])
         groups[adaptive].setdefault(settings, []).append(record)
 
     def rank(group: list[dict[str, Any]]) -> tuple:

@@ -14,7 +14,7 @@ from dnnlib.util import atomic_write
 from memorization.curve.emm import LOG, run_point
 from memorization.measure.ratio import wilson_interval
 from memorization.plots import check_format, save_figure
-from memorization.records import SETTINGS, jsonl_path, read_trajectory
+from memorization.records import SETTINGS, jsonl_path, read_trajectory, setting
 
 _COLORS = {"inlier": "#0072B2", "duplicate": "#007A5A", "outlier": "#D55E00"}
 _OTHER = ("#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300")
@@ -80,7 +80,7 @@ def read_group_curves(run: str | os.PathLike) -> dict[str, list[GroupPoint]]:
     ways: dict[str, list[dict[str, Any]]] = {}
     for record in read_trajectory(path, report=lambda _: None):
         if record.get("groups") and record.get("kimg") is not None and not record.get("optimum"):
-            key = repr([record.get(name) for name in SETTINGS if name != "snapshot"])
+            key = repr([setting(record, name) for name in SETTINGS if name != "snapshot"])
             ways.setdefault(key, []).append(record)
     if not ways:
         raise ValueError(

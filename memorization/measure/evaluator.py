@@ -30,7 +30,8 @@ from memorization.records import (
 )
 from memorization.stats.sequential import SequentialTest, rounds
 from torch_utils import distributed as dist
-from training.generation import save_png
+from training.generation import PngWriter
+from training.precision import Denoiser, own_precision, prepare_denoiser
 
 _RETRY = 1.0  # seconds until a snapshot that another process measures is looked at again
 
@@ -92,6 +93,7 @@ class Evaluator:
         self.left_out: dict[str, str] = {}
         self.progress = Progress(len(task.seeds), quiet)
         self._told: set[str] = set()
+        self._compiled: Denoiser | None = None
         self._loaded: tuple[Subject, torch.nn.Module, dict[str, Any]] | None = None
 
     def run(self, subjects: Iterable[Subject]) -> None:
@@ -198,6 +200,8 @@ class Evaluator:
                 sampler_kwargs=self.task.sampler_kwargs,
                 optimum=subject.optimum,
                 adaptive=self.task.adaptive,
+                precision=self._precision(subject),
+                compile=self.task.compile,
             )
         except OSError as err:
             raise Unreadable(str(err)) from err
@@ -253,8 +257,22 @@ class Evaluator:
                 check_network(net, self.reference.images.shape[1:], self.task.class_idx)
             except ValueError as err:
                 raise Unreadable(str(err)) from err
-            self._loaded = (subject, net, header)
+            self._loaded = (subject, self._prepare(net), header)
         return self._loaded[1:]
+
+    def _prepare(self, net: torch.nn.Module) -> torch.nn.Module:
+        """The network as it is to compute. It is compiled once: the next snapshot hands over its weights."""
+        if self._compiled is not None and self._compiled.take(net):
+            return self._compiled
+        prepared = prepare_denoiser(net, self.task.precision, self.task.compile)
+        self._compiled = prepared if self.task.compile else None
+        return prepared
+
+    def _precision(self, subject: Subject) -> str:
+        """The precision that counts; on CUDA the snapshot itself may say so (`use_fp16`)."""
+        if self.task.precision is not None or subject.optimum is not None or self.reference.device.type != "cuda":
+            return self.task.precision or "fp32"
+        return own_precision(self._load(subject)[0], self.reference.device)
 
     def _measure(self, subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
         """Measure a snapshot, going on with what an interrupted command has left, and write the results."""
@@ -296,9 +314,8 @@ def measure_snapshot(
     looks = set() if test is None else set(_cumulate(rounds(total)))
 
     def on_batch(batch_seeds: list[int], images: torch.Tensor) -> None:
-        if outdir is not None:
-            for seed, image in zip(batch_seeds, images):
-                save_png(image, outdir, seed, evaluator.subdirs)
+        if writer is not None:
+            writer.save(batch_seeds, images)
         progress.batch(len(batch_seeds))
 
     def on_rows(rows: Measurement) -> bool:
@@ -311,10 +328,11 @@ def measure_snapshot(
             dist.on_rank0(write_partial, evaluator.log, rows, subject.name, settings)
         return False
 
-    return evaluator._generate(
-        subject, task.seeds, columns=task.pixel_columns, features=evaluator.reference.features,
-        feature_columns=task.feature_columns, on_batch=on_batch, start=start, stops=looks, on_rows=on_rows,
-    )  # fmt: skip
+    with PngWriter(outdir, evaluator.subdirs) if outdir is not None else contextlib.nullcontext() as writer:
+        return evaluator._generate(
+            subject, task.seeds, columns=task.pixel_columns, features=evaluator.reference.features,
+            feature_columns=task.feature_columns, on_batch=on_batch, start=start, stops=looks, on_rows=on_rows,
+        )  # fmt: skip
 
 
 def measure_gap(evaluator: Evaluator, subject: Subject) -> dict[str, Any]:

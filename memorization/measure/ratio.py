@@ -1,5 +1,6 @@
 """The memorization ratio R_mem: the criterion, its interval, and its measurement on one network."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from memorization.measure.criteria import THRESHOLD, memorized
 from memorization.measure.feature_space import FeatureSpace
 from memorization.measure.knn import Neighbors
 from torch_utils import distributed
-from training.generation import check_class, generate_images, split_seeds
+from training.generation import check_class, generate_images, split_batches, split_seeds
 
 _CHUNK = 256  # images per rank, or a batch if that is more, between two comparisons with the reference
 
@@ -188,12 +189,9 @@ def measure_network(
     check_network(net, reference.shape, class_idx)
     seeds = np.sort(np.asarray(seeds, dtype=np.int64))
 
-    def measure(some: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        share = split_seeds(some.tolist())
+    def measure(share: list[int]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         parts = [np.empty((0, *reference.shape), dtype=np.uint8)]
-        for batch_seeds, images in generate_images(
-            net, share, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs or {}
-        ):
+        for batch_seeds, images in itertools.islice(generated, len(split_batches(share, batch))):
             parts.append(images.numpy())
             if on_batch is not None:
                 on_batch(batch_seeds, images)
@@ -212,14 +210,23 @@ def measure_network(
 
     step = -(-_CHUNK // batch) * batch * distributed.get_world_size()
     ends = sorted({*range(step, len(seeds), step), *(n for n in stops if 0 < n < len(seeds)), len(seeds)})
-    arrays, images, done = {}, None, 0
-    for end in ends:
-        chunk, done = seeds[done:end], end
+    chunks = []  # (rows that are known, seeds that are not, this rank's share of them)
+    for first, end in zip([0, *ends], ends):
+        chunk = seeds[first:end]
         known = start.select(chunk).arrays() if start is not None and not keep_images else {"seeds": chunk[:0]}
         missing = np.setdiff1d(chunk, known["seeds"])
+        chunks.append((known, missing, split_seeds(missing.tolist())))
+    # One generator for all of them: a GPU is at the next images while these are compared.
+    shares = [share for _, _, share in chunks]
+    generated = generate_images(
+        net, [seed for share in shares for seed in share], batch=batch,
+        ends=list(itertools.accumulate(map(len, shares))), class_idx=class_idx, sampler_kwargs=sampler_kwargs or {},
+    )  # fmt: skip
+    arrays, images = {}, None
+    for known, missing, share in chunks:
         found = [part for part in (arrays, known) if len(part.get("seeds", ()))]
         if len(missing):
-            new, new_images = measure(missing)
+            new, new_images = measure(share)
             found.append(new)
             images = new_images if images is None else np.concatenate([images, new_images])
         arrays = {name: np.concatenate([part[name] for part in found]) for name in found[-1]}

@@ -32,6 +32,8 @@ class Task:
     feature_criteria: Sequence[Criterion] = ()  # in features, where the reference has them
     bar: float | None = None  # stop as soon as the ratio is above or below; None: measure all seeds
     confidence: float = 0.95  # of that decision
+    precision: str | None = None  # in which the network computes, see training.precision; None: its own
+    compile: bool = False
 
     @property
     def adaptive(self) -> dict[str, float] | None:
@@ -84,6 +86,7 @@ class Reference:
         features: FeatureSpace | None = None,
     ):
         self.path, self.images, self.features = path, images, features
+        self.device = torch.device(device)
         self.sha256 = array_sha256(images)
         self.pixels = Neighbors(images, device=device, shard=True)
         tables = {"classes": label_groups(labels), "groups": groups}

@@ -93,7 +93,9 @@ def measure_command(record: dict[str, Any], expdir: str | PurePath) -> list[str]
         named |= {_SAMPLER.get(key, key): value for key, value in record["sampler"].items()}
         adaptive = record.get("adaptive") or {}
         named |= {"adaptive": adaptive.get("bar"), "confidence": adaptive.get("confidence")}
-        more = [f"--threshold={text}" for text in record.get("thresholds") or {}]
+        named["precision"] = record.get("precision") if record.get("precision") != "fp32" else None
+        more = ["--compile"] if record.get("compile") else []
+        more += [f"--threshold={text}" for text in record.get("thresholds") or {}]
         more += [f"--criterion={name}" for name in record.get("criteria") or {} if not name.startswith(FEATURES)]
         return _script("mem_ratio.py", 1) + _flags(named) + more
     except (KeyError, TypeError, ValueError, AttributeError) as err:

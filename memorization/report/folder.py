@@ -14,7 +14,7 @@ import PIL.Image
 from dnnlib.limits import parse_json
 from dnnlib.util import flatten
 from memorization.curve.emm import LOG, RunPoint, find_runs, run_point
-from memorization.records import SETTINGS, jsonl_path, read_trajectory
+from memorization.records import SETTINGS, jsonl_path, read_trajectory, setting
 from training.run.state import read_run_state
 
 # Consequences of other options and of |D|; they say nothing of their own about how runs differ.
@@ -185,7 +185,7 @@ def _measurements(folder: Path) -> list[dict[str, Any]]:
     ways = {}
     for record in read_trajectory(jsonl_path(folder / LOG), report=lambda _: None):
         if not record.get("optimum"):
-            ways[json.dumps([record.get(key) for key in SETTINGS if key != "snapshot"])] = record
+            ways[json.dumps([setting(record, key) for key in SETTINGS if key != "snapshot"])] = record
     return list(ways.values())
 
 

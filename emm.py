@@ -14,7 +14,6 @@ from dnnlib import EasyDict
 from dnnlib.cli import Float, report_errors
 from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
-from memorization.curve.emm import RunPoint, find_runs, run_point
 from memorization.curve.figures import curve_figure, trajectory_figure
 from memorization.curve.files import write_curve_csv, write_curve_json, write_trajectory_csv
 from memorization.curve.lines import REPLICATES, Line, curve_lines, trajectories
@@ -23,6 +22,7 @@ from memorization.plots import check_format, collapse_curve
 from memorization.records import format_int_list
 from memorization.report.folder import read_study
 from memorization.report.report import only_factor, write_report
+from memorization.runs import Run, find_runs, read_run
 from memorization.search.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
 from memorization.search.job import EXIT_STOPPED
 from memorization.search.search import LOCK, PLAN, Plan, Range, Search, Study, choose_subset, describe_result
@@ -362,7 +362,7 @@ def search(**kwargs: Any) -> None:
     )
 
 
-def read_runs(paths: Sequence[str]) -> tuple[list[RunPoint], dict[str, str]]:
+def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
     """The measured runs at and below the paths, and {folder: reason} of those left out, which are reported."""
     found, left_out = find_runs(paths)
     for folder, reason in left_out.items():
@@ -372,7 +372,7 @@ def read_runs(paths: Sequence[str]) -> tuple[list[RunPoint], dict[str, str]]:
     points = []
     for run in found:
         try:
-            points.append(run_point(run))
+            points.append(read_run(run))
         except (ValueError, OSError) as err:
             if len(found) == 1:
                 raise

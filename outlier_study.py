@@ -9,8 +9,9 @@ import click
 
 from dnnlib.cli import Float, report_errors
 from dnnlib.util import check_folder
-from memorization.curve.group_curves import group_figure, half_epoch, read_group_curves, write_group_curves
+from memorization.curve.group_curves import group_curves, group_figure, half_epoch, write_group_curves
 from memorization.plots import check_format, save_figure
+from memorization.runs import read_run
 from torch_utils import distributed as dist
 from toy.analysis import summarize
 from toy.figures import memorization_figure, points_figure
@@ -199,7 +200,7 @@ def images(run: str, out: str | None, title: str | None) -> None:
     """
     figure = Path(out) if out is not None else Path(run) / "groups.png"
     check_format(figure)
-    curves = read_group_curves(run)
+    curves = group_curves(read_run(run))
     click.echo(f"{'group':<12} {'images':>6} {'copied':>7} {'share':>6}  {'95 % interval':<14} {'half at epoch':>13}")
     for name, points in curves.items():
         last, half = points[-1], half_epoch(points)

@@ -18,7 +18,8 @@ from dnnlib.limits import parse_json
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
-from memorization.measure.ratio import Measurement, make_measurement, wilson_interval
+from memorization.measure.ratio import Measurement, make_measurement
+from memorization.stats.intervals import wilson_interval
 
 # A record is one measurement of one snapshot. Two with equal settings are the same measurement done
 # twice; an earlier one still holds while the contents of snapshot and reference are the same too.

@@ -10,10 +10,11 @@ from PIL import Image
 from test_emm import write_run
 
 import emm as cli
-from memorization.curve.emm import emm_crossings, emm_estimate, run_point
+from memorization.curve.emm import emm_crossings, emm_estimate
 from memorization.curve.factors import NOT_RECORDED, differing_keys, factor_values, group_by, readable
 from memorization.curve.figures import curve_figure, line_styles, trajectory_figure
 from memorization.curve.lines import curve_lines, curve_points, trajectories
+from memorization.runs import read_run
 from memorization.stats.bootstrap import optimism, percentiles, ratio_replicates, seed_spread
 
 
@@ -29,7 +30,7 @@ def study(folder, curves, sizes=(16, 64), seeds=(1,), n=1000, **options):
 
 
 def points(folder):
-    return [run_point(path.parent) for path in sorted(folder.rglob("training_options.json"))]
+    return [read_run(path.parent) for path in sorted(folder.rglob("training_options.json"))]
 
 
 # ----------------------------------------------------------------------------
@@ -185,8 +186,8 @@ def test_seeds_are_averaged_and_their_spread_counts(tmp_path):
 
 
 def test_optimism_lowers_only_the_lower_end(tmp_path):
-    one = curve_points([run_point(write_run(tmp_path / "one", 16, [50, 800], 1000))])[0]
-    many = curve_points([run_point(write_run(tmp_path / "many", 16, [800] * 10, 1000))])[0]
+    one = curve_points([read_run(write_run(tmp_path / "one", 16, [50, 800], 1000))])[0]
+    many = curve_points([read_run(write_run(tmp_path / "many", 16, [800] * 10, 1000))])[0]
     assert many.ratio == one.ratio and many.ci_high == one.ci_high
     assert many.ci_low == pytest.approx(one.ci_low - many.optimism)
     assert many.optimism == pytest.approx(0.0195, abs=0.001)
@@ -227,7 +228,7 @@ def test_adaptive_records_of_different_length_are_one_run(tmp_path, same_seeds):
         record(k, m, n, adaptive=ADAPTIVE, seeds="0-9999" if same_seeds else f"0-{n - 1}")
         for k, m, n in [(100, 3, 20), (200, 950, 1000), (300, 50, 64)]
     ]
-    run = run_point(write_run(tmp_path / "run", 16, [], extra=extra))
+    run = read_run(write_run(tmp_path / "run", 16, [], extra=extra))
     assert [(s.kimg, s.num_samples, s.adaptive) for s in run.snapshots] == [
         (100, 20, True), (200, 1000, True), (300, 64, True),
     ]  # fmt: skip
@@ -236,12 +237,12 @@ def test_adaptive_records_of_different_length_are_one_run(tmp_path, same_seeds):
 
 def test_full_measurements_win(tmp_path):
     adaptive = [record(100 * i, 20, 20, adaptive=ADAPTIVE, seeds="0-19") for i in (1, 2, 3)]
-    run = run_point(write_run(tmp_path / "run", 16, [10, 60], extra=adaptive))  # kimg 100 and 200 in full
+    run = read_run(write_run(tmp_path / "run", 16, [10, 60], extra=adaptive))  # kimg 100 and 200 in full
     assert [(s.kimg, s.num_samples, s.adaptive) for s in run.snapshots] == [
         (100, 64, False), (200, 64, False), (300, 20, True),
     ]  # fmt: skip
     trial = [record(100, 500, 1000, adaptive=ADAPTIVE, seeds="0-999")]
-    run = run_point(write_run(tmp_path / "trial", 16, [4], 4, extra=trial))  # four images are no full measurement
+    run = read_run(write_run(tmp_path / "trial", 16, [4], 4, extra=trial))  # four images are no full measurement
     assert (run.num_samples, run.adaptive) == (1000, True)
 
 

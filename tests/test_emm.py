@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from PIL import Image
 
 import emm as cli
 import generate_optim
-from memorization.curve.emm import Emm, differing_options, emm_estimate, find_runs, run_point
+from memorization.curve.emm import Emm, emm_estimate
+from memorization.curve.factors import differing_options
 from memorization.curve.lines import curve_points
 from memorization.measure.posterior import crossing, posterior_curves
 from memorization.plots import collapse_curve, neighbour_grid
+from memorization.runs import find_runs, read_run
 
 
 def write_run(folder, size, memorized, n=64, *, total_nimg=None, extra=(), **options):
@@ -104,51 +107,51 @@ def test_bad_curves(sizes, ratios, level, message):
 # Runs.
 
 
-def test_run_point_takes_the_highest_snapshot(tmp_path):
-    point = run_point(write_run(tmp_path / "run", 16, [10, 60, 60, 40], total_nimg=640_000))
+def test_read_run_takes_the_highest_snapshot(tmp_path):
+    point = read_run(write_run(tmp_path / "run", 16, [10, 60, 60, 40], total_nimg=640_000))
     assert (point.size, point.epochs, point.kimg, point.num_memorized) == (16, 40_000, 200, 60)
     assert point.ratio == 60 / 64 and point.interval[0] < 60 / 64 < point.interval[1]
 
 
-def test_run_point_takes_the_settings_with_most_images(tmp_path):
+def test_read_run_takes_the_settings_with_most_images(tmp_path):
     trial = {"kimg": 900, "snapshot": "9", "num_memorized": 4, "num_samples": 4, "seeds": "0-3"}
-    point = run_point(write_run(tmp_path / "run", 16, [10, 20], extra=[trial]))
+    point = read_run(write_run(tmp_path / "run", 16, [10, 20], extra=[trial]))
     assert (point.kimg, point.num_samples) == (200, 64)
     later = {"kimg": 300, "snapshot": "3", "num_memorized": 5, "num_samples": 128, "seeds": "64-191"}
-    point = run_point(write_run(tmp_path / "later", 16, [10, 20], extra=[later | {"num_samples": 129}]))
+    point = read_run(write_run(tmp_path / "later", 16, [10, 20], extra=[later | {"num_samples": 129}]))
     assert (point.kimg, point.num_memorized) == (300, 5)
-    point = run_point(write_run(tmp_path / "more", 16, [10, 20], extra=[later]))  # of equally many, more snapshots
+    point = read_run(write_run(tmp_path / "more", 16, [10, 20], extra=[later]))  # of equally many, more snapshots
     assert (point.kimg, point.num_memorized) == (200, 20)
 
 
-def test_run_point_prefers_all_classes_and_the_training_set(tmp_path):
+def test_read_run_prefers_all_classes_and_the_training_set(tmp_path):
     other = {"kimg": 200, "snapshot": "2", "num_memorized": 500, "num_samples": 1000, "seeds": "0-999"}
-    point = run_point(write_run(tmp_path / "class", 16, [10, 20], extra=[other | {"class": 3}]))
+    point = read_run(write_run(tmp_path / "class", 16, [10, 20], extra=[other | {"class": 3}]))
     assert point.num_memorized == 20
-    point = run_point(write_run(tmp_path / "reference", 16, [10, 20], extra=[other | {"reference_size": 17}]))
+    point = read_run(write_run(tmp_path / "reference", 16, [10, 20], extra=[other | {"reference_size": 17}]))
     assert point.num_memorized == 20
     adaptive = other | {"class": 3, "adaptive": {"bar": 0.9, "confidence": 0.95}}
-    assert run_point(write_run(tmp_path / "adaptive", 16, [10, 20], extra=[adaptive])).num_memorized == 20
+    assert read_run(write_run(tmp_path / "adaptive", 16, [10, 20], extra=[adaptive])).num_memorized == 20
 
 
 def test_epochs_of_a_run_that_ended_at_a_ratio(tmp_path):
     run = write_run(tmp_path / "run", 16, [10], total_nimg=16_000)
     (run / "run-state.json").write_text(json.dumps({"state": "complete", "kimg": 8.0, "reason": "ratio"}))
-    assert run_point(run).epochs == 500
+    assert read_run(run).epochs == 500
     (run / "run-state.json").write_text(json.dumps({"state": "stopped", "kimg": 8.0}))
-    assert run_point(run).epochs == 1000
+    assert read_run(run).epochs == 1000
 
 
 def test_half_written_last_line_is_left_out(tmp_path):
     run = write_run(tmp_path / "run", 16, [10, 60])
     text = (run / "mem_traj.jsonl").read_text()
     (run / "mem_traj.jsonl").write_text(text[:-30])
-    assert run_point(run).num_memorized == 10
+    assert read_run(run).num_memorized == 10
 
 
 def test_runs_of_one_size_are_pooled(tmp_path):
     runs = [write_run(tmp_path / f"{i}", size, [k]) for i, (size, k) in enumerate([(32, 20), (16, 60), (16, 64)])]
-    points = curve_points(map(run_point, runs))
+    points = curve_points(map(read_run, runs))
     assert [(p.size, p.runs, p.num_memorized, p.num_samples) for p in points] == [(16, 2, 124, 128), (32, 1, 20, 64)]
     assert points[0].ratio == pytest.approx(np.mean([60 / 64, 64 / 64]))
 
@@ -169,16 +172,16 @@ def test_find_runs(tmp_path):
 
 
 def test_differing_options(tmp_path):
-    a = run_point(write_run(tmp_path / "a", 16, [1], seed=1))
-    b = run_point(write_run(tmp_path / "b", 32, [1], seed=2))
-    c = run_point(write_run(tmp_path / "c", 32, [1], batch_size=64, network_kwargs={"model_channels": 32}))
+    a = read_run(write_run(tmp_path / "a", 16, [1], seed=1))
+    b = read_run(write_run(tmp_path / "b", 32, [1], seed=2))
+    c = read_run(write_run(tmp_path / "c", 32, [1], batch_size=64, network_kwargs={"model_channels": 32}))
     assert differing_options([a, b]) == []
     assert differing_options([a, b, c]) == ["batch_size", "network_kwargs.model_channels"]
 
 
 def test_measured_optimum_is_no_snapshot(tmp_path):
     optimum = {"kimg": None, "optimum": "unconditional", "num_memorized": 640, "num_samples": 640}
-    assert run_point(write_run(tmp_path / "run", 16, [10, 60], extra=[optimum])).num_memorized == 60
+    assert read_run(write_run(tmp_path / "run", 16, [10, 60], extra=[optimum])).num_memorized == 60
 
 
 # ----------------------------------------------------------------------------
@@ -390,3 +393,11 @@ def test_bad_traces(tmp_path, monkeypatch, run_cli, args, message):
     before = sorted(tmp_path.rglob("*"))
     result = run_cli(cli.main, ["collapse", *args], code=1 if args else 2)
     assert message in result.output and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_is_found_once_by_any_of_its_names(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "all" / "run", 16, [1])
+    (tmp_path / "link").symlink_to(tmp_path / "all")
+    monkeypatch.chdir(tmp_path)
+    assert find_runs(["all", tmp_path / "all", tmp_path / "link"])[0] == [Path("all/run")]
+    assert read_run("all/run").size == read_run(run).size == 16

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from dataset_utils.sources import open_source
 from dnnlib.images import ImageFiles, decode_image, label_array
 from dnnlib.util import parse_int_list
-from memorization.curve.emm import run_point
 from memorization.records import format_int_list, read_trajectory
+from memorization.runs import read_run
 from training.dataset import ImageFolderDataset
 from training.networks import build_network
 from training.snapshots.snapshot import load_network, save_snapshot
@@ -227,7 +227,7 @@ def run_folder(path, options, records):
 def test_any_record(tmp_path, changes):
     records = json.dumps({**RECORD, **changes}).encode()
     with answers():
-        point = run_point(run_folder(tmp_path, json.dumps(OPTIONS).encode(), records))
+        point = read_run(run_folder(tmp_path, json.dumps(OPTIONS).encode(), records))
         assert 0 <= point.ratio <= 1 and point.size == 4
 
 
@@ -238,7 +238,7 @@ def test_any_record(tmp_path, changes):
 def test_any_options(tmp_path, changes):
     options = json.dumps({**OPTIONS, **changes}).encode()
     with answers():
-        assert run_point(run_folder(tmp_path, options, json.dumps(RECORD).encode())).size >= 1
+        assert read_run(run_folder(tmp_path, options, json.dumps(RECORD).encode())).size >= 1
 
 
 @EXAMPLES

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 import outlier_study
-from memorization.curve.group_curves import half_epoch, read_group_curves
-from memorization.measure.ratio import wilson_interval
+from memorization.curve.group_curves import group_curves, half_epoch
+from memorization.runs import read_run
+from memorization.stats.intervals import wilson_interval
 
 
 def row(num_memorized, num_nearest, num_training, num_replayed):
@@ -49,7 +50,7 @@ def run(tmp_path):
 
 
 def test_shares_are_copies_per_training_image(run):
-    curves = read_group_curves(run)
+    curves = group_curves(read_run(run))
     assert [p.kimg for p in curves["inlier"]] == [1, 2, 3]
     assert [p.epochs for p in curves["inlier"]] == [10, 20, 30]
     last = {name: points[-1] for name, points in curves.items()}
@@ -62,7 +63,7 @@ def test_shares_are_copies_per_training_image(run):
 
 
 def test_half_of_the_highest_share(run):
-    curves = read_group_curves(run)
+    curves = group_curves(read_run(run))
     assert half_epoch(curves["duplicate"]) == 10  # at half with the first snapshot
     assert half_epoch(curves["inlier"]) == pytest.approx(10 + 10 * 60 / 80)
     assert half_epoch(curves["outlier"]) == pytest.approx(20 + 10 * 8 / 18)

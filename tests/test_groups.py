@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from memorization.measure.groups import MAX_CLASSES, group_table, label_groups
-from memorization.measure.ratio import wilson_interval
+from memorization.stats.intervals import wilson_interval
 from training.dataset import ImageFolderDataset
 
 

@@ -20,8 +20,9 @@ from dnnlib.locks import file_lock
 from memorization.measure.criteria import CRITERIA, other_distance
 from memorization.measure.groups import group_table
 from memorization.measure.knn import nearest_neighbors
-from memorization.measure.ratio import measure_network, memorized, wilson_interval
+from memorization.measure.ratio import measure_network, memorized
 from memorization.records import read_trajectory
+from memorization.stats.intervals import wilson_interval
 from memorization.stats.sequential import SequentialTest, rounds
 from training.dataset import ImageFolderDataset
 from training.networks import build_network

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ import train
 import training.precision
 from memorization.curve.factors import factor_values
 from memorization.report.commands import measure_command
+from memorization.runs import Run
 from training.augment import edm_augment_pipe
 from training.dataset import ImageFolderDataset
 from training.generation import PngWriter, split_batches
@@ -404,18 +404,9 @@ def test_wrong_options(change, code, message, small_zip, tmp_path, run_cli):
 
 def test_precision_is_a_factor(tmp_path):
     """Runs from before it was an option have float32, or float16 by the published option."""
-    from memorization.curve.emm import RunPoint
-
-    def point(**options):
-        options = {"dataset_kwargs": {"max_size": 8}, "network_kwargs": {"use_fp16": False}, **options}
-        return RunPoint.__new__(RunPoint), options
-
-    runs = []
-    for more in [{"precision": "bf16"}, {}, {"network_kwargs": {"use_fp16": True}}]:
-        run_point, options = point(**more)
-        object.__setattr__(run_point, "options", options)
-        object.__setattr__(run_point, "run", Path(tmp_path))
-        runs.append(run_point)
+    base = {"dataset_kwargs": {"max_size": 8}, "network_kwargs": {"use_fp16": False}}
+    more = [{"precision": "bf16"}, {}, {"network_kwargs": {"use_fp16": True}}]
+    runs = [Run(tmp_path, base | options) for options in more]
     assert factor_values(runs, "precision")[0] == ["bf16", "fp32", "fp16"]
 
 

@@ -16,8 +16,9 @@ from PIL import Image
 import mem_ratio as cli
 import memorization.measure.evaluator
 from memorization.measure.knn import nearest_neighbors
-from memorization.measure.ratio import measure_network, memorization_ratio, memorized, wilson_interval
+from memorization.measure.ratio import measure_network, memorization_ratio, memorized
 from memorization.records import format_int_list, make_record, read_trajectory, write_measurement
+from memorization.stats.intervals import wilson_interval
 from training.dataset import ImageFolderDataset
 from training.generation import generate_images
 from training.networks import build_network

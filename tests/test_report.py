@@ -178,7 +178,7 @@ def test_train_command_words(trained, tmp_path):
 
 def test_measure_command_finds_all_measured(trained, run_cli):
     """The rebuilt command has the recorded settings: it finds every snapshot measured before."""
-    (run,) = read_study(trained).runs
+    (run,) = read_study(trained).runs.values()
     (record,) = run.measurements
     words = measure_command(record, trained)
     assert words[:2] == ["python", "mem_ratio.py"] and {"--seeds=0-7,9", "--steps=3", "--solver=euler"} <= set(words)
@@ -204,7 +204,7 @@ def test_commands_can_be_pasted(study, trained, tmp_path):
     shown = subprocess.run(["bash", "-c", 'python() { printf "%s\\0" "$@"; }; ' + text], capture_output=True, text=True)
     options = json.loads((run / "training_options.json").read_text())
     target = f"{tmp_path.name}-again/{name}"
-    (found,) = read_study(tmp_path).runs
+    (found,) = read_study(tmp_path).runs.values()
     wanted = train_command(options, target)[0][1:] + measure_command(found.measurements[0], target)[1:]
     assert shown.stdout.split("\0")[:-1] == wanted
 
@@ -215,17 +215,17 @@ def test_commands_can_be_pasted(study, trained, tmp_path):
 
 def test_a_study_is_read_as_far_as_it_can_be(study, trained):
     found = read_study(study)
-    assert [(run.point.size, run.name) for run in found.runs] == [
+    assert [(run.size, name) for name, run in found.runs.items()] == [
         (size, f"width-{width}/{size}") for size in (8, 16, 32) for width in (16, 8)
     ]
     assert "mem_ratio.py" in found.left_out["unmeasured"]
     assert "total_nimg" in found.left_out["no-options"]
     assert "no measurement" in found.left_out["no-records"]
-    (run,) = read_study(trained).runs
+    ((name, run),) = read_study(trained).runs.items()
     stats = [json.loads(line) for line in (trained / "stats.jsonl").read_text().splitlines()]
     assert run.seconds == pytest.approx(stats[-1]["Timing/total_sec"]["mean"])
-    assert run.losses[-1] == pytest.approx((run.point.epochs, stats[-1]["Loss/loss"]["mean"]), rel=0.02)
-    assert (run.device, run.state, run.name) == ("cpu", "complete", "digits-16")
+    assert run.losses[-1] == pytest.approx((run.epochs, stats[-1]["Loss/loss"]["mean"]), rel=0.02)
+    assert (run.device, run.state["state"], name) == ("cpu", "complete", "digits-16")
 
 
 def test_time_of_a_resumed_run_is_of_all_sessions(trained, tmp_path):
@@ -234,7 +234,7 @@ def test_time_of_a_resumed_run_is_of_all_sessions(trained, tmp_path):
     keys = ("Progress/kimg", "Timing/total_sec", "Loss/loss")
     lines = [json.dumps({key: {"mean": value} for key, value in zip(keys, entry)}) for entry in entries]
     (run / "stats.jsonl").write_text("\n".join([*lines, '{"Progress/kimg": {"me']))
-    (found,) = read_study(tmp_path).runs
+    (found,) = read_study(tmp_path).runs.values()
     assert found.seconds == 13
     assert found.losses == [(125, 2.0), (250, 1.0), (375, 0.5)]
 
@@ -248,7 +248,7 @@ def test_damaged_numbers_leave_a_run_out_or_a_gap(trained, tmp_path):
         '[]\n{"Progress/kimg": 3}\n{"Progress/kimg": {"mean": 2}, "Loss/loss": {"mean": 0.5}}\n'
     )
     found = read_study(tmp_path)
-    assert [run.name for run in found.runs] == ["good"] and found.runs[0].losses == [(250, 0.5)]
+    assert list(found.runs) == ["good"] and found.runs["good"].losses == [(250, 0.5)]
     assert "num_memorized" in found.left_out["impossible"] and "total_nimg" in found.left_out["endless"]
     assert "impossible num_memorized" in make_page(tmp_path, tmp_path / "report.html")
 
@@ -303,7 +303,7 @@ def test_the_command_writes_the_page(study, run_cli, tmp_path):
     page = out.read_text(encoding="utf-8")
     elements = Elements(page)
     assert elements.text["h1"] == ["Width & depth"] == elements.text["title"][:1]
-    lines, _ = curve_lines([run.point for run in read_study(study).runs], "num_channels")
+    lines, _ = curve_lines(read_study(study).runs.values(), "num_channels")
     for line in lines:
         assert line.emm.place in elements.text["b"]
         assert f"95 % interval {line.emm_interval}" in elements.text["span"]

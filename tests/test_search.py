@@ -17,10 +17,11 @@ from conftest import ROOT
 import emm
 import mem_ratio
 from dnnlib.locks import file_lock
-from memorization.curve.emm import emm_estimate, run_point
+from memorization.curve.emm import emm_estimate
+from memorization.runs import read_run, trained_nimg
 from memorization.search.bisection import bracket, grid_sizes, next_sizes, worst_case
 from memorization.search.executors import LocalExecutor, SubmititExecutor, last_words, visible_gpus
-from memorization.search.job import SearchJob, trained_nimg
+from memorization.search.job import SearchJob
 from memorization.search.search import Plan, Range, Search, Study, choose_subset
 from memorization.stats.sequential import SequentialTest
 from training.dataset import ImageFolderDataset
@@ -365,7 +366,7 @@ def test_foreign_files_are_refused(folder):
 def test_result_agrees_with_the_curve(folder):
     """`emm.py curve` reads the same points from the run folders."""
     found, plan, _ = run_search(folder, FakeExecutor(falling))
-    points = [run_point(run) for run in sorted((folder / "runs").iterdir())]
+    points = [read_run(run) for run in sorted((folder / "runs").iterdir())]
     assert {p.size: p.ratio for p in points} == {d["size"]: d["ratio"] for d in plan.decisions}
     assert emm_estimate([p.size for p in points], [p.ratio for p in points], LEVEL) == found
 

@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from scipy.special import betainc, betaln
 
 from benchmarks import bench_adaptive
-from memorization.measure.ratio import wilson_interval
+from memorization.stats.intervals import wilson_interval
 from memorization.stats.sequential import PRIOR_SAMPLES, SequentialTest, _log_martingale, decision_bounds, rounds
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dnnlib.images import ImageFiles
 from dnnlib.util import flatten
-from memorization.curve.emm import RunPoint
+from memorization.runs import Run
 from training.precision import saved_precision
 
 # Options of train.py by which the value that was used lies elsewhere, or under another name.
@@ -29,6 +29,21 @@ _NO_FACTOR = ("dataset_kwargs.max_size", "dataset_kwargs.path", "total_kimg", "t
 _MAX_LIST = 32  # longer lists of dataset.json belong to its images
 
 
+_FIXED = (
+    "batch_size",
+    "duration",
+    "loss",
+    "augment",
+    "window_size",
+    "ema",
+    "ema_mode",
+    "final_ema",
+    "optimizer_kwargs",
+    "stop_at_mem",
+)
+_FIXED_DATA = ("resolution", "use_labels", "xflip")
+
+
 class _NotRecorded:
     def __repr__(self) -> str:
         return "not recorded"
@@ -37,7 +52,7 @@ class _NotRecorded:
 NOT_RECORDED = _NotRecorded()  # the value of a key that a run does not have; None is a value
 
 
-def factor_values(runs: Sequence[RunPoint], key: str) -> tuple[list[Any], list[str]]:
+def factor_values(runs: Sequence[Run], key: str) -> tuple[list[Any], list[str]]:
     """The value of `key` for each run.
 
     Parameters
@@ -72,7 +87,7 @@ def factor_values(runs: Sequence[RunPoint], key: str) -> tuple[list[Any], list[s
 
     name = key.removeprefix("dataset.")
     if name == "folder":
-        return [run.run.resolve().parent.name for run in runs], []
+        return [run.path.resolve().parent.name for run in runs], []
     if name == "dataset":
         return [_dataset_name(run) for run in runs], []
     facts = [_dataset_facts(run) for run in runs]
@@ -85,7 +100,7 @@ def factor_values(runs: Sequence[RunPoint], key: str) -> tuple[list[Any], list[s
     return [(f or {}).get(name, NOT_RECORDED) for f in facts], notes if missing else []
 
 
-def differing_keys(runs: Sequence[RunPoint]) -> list[str]:
+def differing_keys(runs: Sequence[Run]) -> list[str]:
     """The keys for `factor_values` in which the runs differ, those aside that follow |D|."""
     found = []
     for read in (lambda run: flatten(run.options), lambda run: _dataset_facts(run) or {}):
@@ -99,8 +114,25 @@ def differing_keys(runs: Sequence[RunPoint]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _differing(runs: Sequence[RunPoint]) -> str:
+def _differing(runs: Sequence[Run]) -> str:
     return ", ".join(differing_keys(runs)) or "nothing"
+
+
+def differing_options(runs: Sequence[Run]) -> list[str]:
+    """Names of the options, |D| and seed aside, in which the runs differ.
+
+    One curve should hold them fixed: the network, what is done with the data, how it is trained, and the sampler
+    of the measurement.
+    """
+    seen: dict[str, set[str]] = {}
+    for run in runs:
+        found = {key: run.options.get(key) for key in _FIXED}
+        found |= {f"dataset_kwargs.{k}": run.options["dataset_kwargs"].get(k) for k in _FIXED_DATA}
+        found |= {f"network_kwargs.{k}": v for k, v in run.options.get("network_kwargs", {}).items()}
+        found["sampler"], found["precision"] = run.sampler, saved_precision(run.options)
+        for key, value in found.items():
+            seen.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
+    return sorted(key for key, values in seen.items() if len(values) > 1)
 
 
 def group_by(values: Sequence[Any]) -> list[tuple[Any, list[int]]]:
@@ -156,14 +188,14 @@ def _option_name(key: str, known: dict[str, None], options: Sequence[dict[str, A
 # The dataset.
 
 
-def _dataset_name(run: RunPoint) -> str:
+def _dataset_name(run: Run) -> str:
     """Name of the dataset without its size: "cifar10-1k.zip" -> "cifar10" for |D| = 1000."""
     stem = Path(str(run.options["dataset_kwargs"].get("path"))).stem
     sizes = "|".join(re.escape(text) for text in (str(run.size), f"{run.size / 1000:g}k"))
     return re.sub(rf"(?:^|[-_.])(?:{sizes})(?=$|[-_.])", "", stem).strip("-_.") or stem
 
 
-def _dataset_facts(run: RunPoint) -> dict[str, Any] | None:
+def _dataset_facts(run: Run) -> dict[str, Any] | None:
     """What dataset.json and the images say, or None where the dataset cannot be found.
 
     Where the path in the options leads nowhere, the reference of the measurement takes its place.

@@ -4,17 +4,15 @@ import csv
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from dnnlib.util import atomic_write
-from memorization.curve.emm import LOG, run_point
-from memorization.measure.ratio import wilson_interval
 from memorization.plots import check_format, save_figure
-from memorization.records import SETTINGS, jsonl_path, read_trajectory, setting
+from memorization.records import jsonl_path
+from memorization.runs import LOG, Run, by_settings
+from memorization.stats.intervals import wilson_interval
 
 _COLORS = {"inlier": "#0072B2", "duplicate": "#007A5A", "outlier": "#D55E00"}
 _OTHER = ("#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300")
@@ -61,39 +59,31 @@ class GroupPoint:
         return fraction * self.total / self.num_training
 
 
-def read_group_curves(run: str | os.PathLike) -> dict[str, list[GroupPoint]]:
-    """Read the groups of a measured run: name -> points in the order of training.
+def group_curves(run: Run) -> dict[str, list[GroupPoint]]:
+    """The groups of a measured run: name -> points in the order of training.
 
     Of several ways in which the snapshots were measured (seeds, reference, ...) the one with the most snapshots
     counts, of equal ones the last.
 
     Raises
     ------
-    OSError
-        If a file cannot be read.
     ValueError
-        If the run was not measured, or against a reference without groups.
+        If the run was not measured against a reference with groups.
     """
-    run = Path(run)
-    size = run_point(run).size
-    path = jsonl_path(run / LOG)
-    ways: dict[str, list[dict[str, Any]]] = {}
-    for record in read_trajectory(path, report=lambda _: None):
-        if record.get("groups") and record.get("kimg") is not None and not record.get("optimum"):
-            key = repr([setting(record, name) for name in SETTINGS if name != "snapshot"])
-            ways.setdefault(key, []).append(record)
+    path = jsonl_path(run.path / LOG)
+    ways = by_settings(r for r in run.records if r.get("groups") and r.get("kimg") is not None)
     if not ways:
         raise ValueError(
             f'"{path}" has no groups; make the set with dataset_utils/dataset_inject.py and measure the run with it.'
         )
-    records = max(reversed(ways.values()), key=len)
+    records = max(reversed(ways), key=len)
     curves: dict[str, list[GroupPoint]] = {}
     try:
         for record in sorted(records, key=lambda r: r["kimg"]):
             total = sum(row["num_training"] for row in record["groups"].values())
             for name, row in record["groups"].items():
                 counts = {key: row[key] for key in ("num_memorized", "num_nearest", "num_replayed", "num_training")}
-                epochs = 1000 * record["kimg"] / size
+                epochs = 1000 * record["kimg"] / run.size
                 point = GroupPoint(record["kimg"], epochs, **counts, num_samples=record["num_samples"], total=total)
                 _ = point.interval  # refuses counts that are none
                 curves.setdefault(name, []).append(point)

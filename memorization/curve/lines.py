@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from memorization.curve.emm import Emm, RunPoint, SnapshotPoint, differing_options, emm_at, emm_crossings, emm_estimate
-from memorization.curve.factors import factor_values, group_by, readable
-from memorization.measure.ratio import wilson_interval
+from memorization.curve.emm import Emm, emm_at, emm_crossings, emm_estimate
+from memorization.curve.factors import differing_options, factor_values, group_by, readable
+from memorization.runs import Run
 from memorization.stats.bootstrap import Group, optimism, percentiles, ratio_replicates, seed_spread
+from memorization.stats.intervals import wilson_interval
 
 REPLICATES = 2000
 
@@ -40,7 +41,7 @@ class Line:
 
     value: Any  # as in the options; None without a factor
     name: str  # the value as text; "" without a factor
-    runs: tuple[RunPoint, ...]
+    runs: tuple[Run, ...]
     points: tuple[CurvePoint, ...]  # ascending size
     emm: Emm
     emm_low: Emm  # ends of the interval; "below" or "at least" where the interval is open
@@ -61,7 +62,7 @@ class Line:
 
 
 def curve_lines(
-    runs: Iterable[RunPoint],
+    runs: Iterable[Run],
     by: str | None = None,  # key of `factor_values`; None: one line
     *,
     level: float = 0.9,  # 1 - epsilon
@@ -91,7 +92,7 @@ def curve_lines(
 
 
 def curve_points(
-    runs: Iterable[RunPoint], *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
+    runs: Iterable[Run], *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
 ) -> list[CurvePoint]:
     """Average the runs of each size; ascending sizes.
 
@@ -105,7 +106,7 @@ def curve_points(
 
 
 def _line(
-    value: Any, by: str | None, runs: Sequence[RunPoint], level: float, confidence: float, replicates: int, seed: int
+    value: Any, by: str | None, runs: Sequence[Run], level: float, confidence: float, replicates: int, seed: int
 ) -> Line:
     by_size = _by_size(runs)
     groups = [_group(group) for group in by_size.values()]
@@ -133,7 +134,7 @@ def _line(
 
 
 def _points(
-    by_size: dict[int, list[RunPoint]], groups: Sequence[Group], drawn: np.ndarray, confidence: float
+    by_size: dict[int, list[Run]], groups: Sequence[Group], drawn: np.ndarray, confidence: float
 ) -> list[CurvePoint]:
     points = []
     seeds_known = seed_spread(groups).rho is not None
@@ -161,7 +162,7 @@ def _points(
     return points
 
 
-def _by_value(runs: list[RunPoint], by: str | None) -> tuple[list[tuple[Any, list[RunPoint]]], list[str]]:
+def _by_value(runs: list[Run], by: str | None) -> tuple[list[tuple[Any, list[Run]]], list[str]]:
     if not runs:
         raise ValueError("There are no runs; train with train.py and measure with mem_ratio.py.")
     if by is None:
@@ -170,18 +171,18 @@ def _by_value(runs: list[RunPoint], by: str | None) -> tuple[list[tuple[Any, lis
     return [(value, [runs[i] for i in indices]) for value, indices in group_by(values)], notes
 
 
-def _by_size(runs: Iterable[RunPoint]) -> dict[int, list[RunPoint]]:
-    by_size: dict[int, list[RunPoint]] = {}
+def _by_size(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    by_size: dict[int, list[Run]] = {}
     for run in runs:
         by_size.setdefault(run.size, []).append(run)
     return dict(sorted(by_size.items()))
 
 
-def _group(runs: Sequence[RunPoint]) -> Group:
+def _group(runs: Sequence[Run]) -> Group:
     return np.array([run.num_memorized for run in runs]), np.array([run.num_samples for run in runs])
 
 
-def _optimism(run: RunPoint) -> float:
+def _optimism(run: Run) -> float:
     counts = np.array([(s.num_memorized, s.num_samples) for s in run.snapshots]).reshape(-1, 2)
     return optimism(counts[:, 0], counts[:, 1])
 
@@ -197,7 +198,7 @@ class Trajectory:
     value: Any  # of the factor; None without one
     size: int  # |D|
     name: str
-    runs: tuple[RunPoint, ...]
+    runs: tuple[Run, ...]
     epochs: np.ndarray  # float [T], ascending
     ratio: np.ndarray  # float [T], mean of the runs
     low: np.ndarray  # float [T], band: one run: 95 % Wilson interval; several: the lowest run
@@ -210,7 +211,7 @@ class Trajectory:
 
 
 def trajectories(
-    runs: Iterable[RunPoint],
+    runs: Iterable[Run],
     by: str | None = None,  # key of `factor_values`
     *,
     per_run: bool = False,  # a line for each run; else runs of the same |D| and value are averaged
@@ -238,14 +239,14 @@ def trajectories(
         for size, same in _by_size(group).items():
             parts = ([f"{by} = {readable(value, by)}"] if by else []) + ([f"|D| = {size}"] if several or not by else [])
             for part in [[run] for run in same] if per_run else [same]:
-                name = ", ".join([*parts, part[0].run.name] if per_run and len(same) > 1 else parts)
+                name = ", ".join([*parts, part[0].path.name] if per_run and len(same) > 1 else parts)
                 lines.append(Trajectory(value, size, name, tuple(part), *_average(part)))
     return lines, notes
 
 
-def _average(runs: Sequence[RunPoint]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _average(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """epochs, mean ratio, and both ends of the band."""
-    snapshots = [_snapshots(run) for run in runs]
+    snapshots = [run.snapshots for run in runs]
     epochs = [np.array([1000 * s.kimg / run.size for s in each]) for run, each in zip(runs, snapshots)]
     ratios = [np.array([s.ratio for s in each]) for each in snapshots]
     if len(runs) == 1:
@@ -255,13 +256,9 @@ def _average(runs: Sequence[RunPoint]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     common = np.unique(np.concatenate(epochs))
     common = common[(common >= first) & (common <= last)]
     if not common.size:
-        raise ValueError(f'"{runs[0].run}" and the runs with it have no epochs in common; draw them with --per-run.')
+        raise ValueError(f'"{runs[0].path}" and the runs with it have no epochs in common; draw them with --per-run.')
     at = np.array([np.interp(common, e, r) for e, r in zip(epochs, ratios)])
     return common, at.mean(axis=0), at.min(axis=0), at.max(axis=0)
-
-
-def _snapshots(run: RunPoint) -> tuple[SnapshotPoint, ...]:
-    return run.snapshots or (SnapshotPoint(run.kimg, run.num_memorized, run.num_samples),)
 
 
 # ----------------------------------------------------------------------------
@@ -290,9 +287,9 @@ def _emm_record(emm: Emm) -> dict[str, Any]:
     return {"size": emm.size, "verdict": emm.verdict}
 
 
-def _run_record(run: RunPoint) -> dict[str, Any]:
+def _run_record(run: Run) -> dict[str, Any]:
     return {
-        "run": str(run.run),
+        "run": str(run.path),
         "size": run.size,
         "seed": run.options.get("seed"),
         "epochs": run.epochs,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from memorization.measure.ratio import wilson_interval
+from memorization.stats.intervals import wilson_interval
 
 MAX_CLASSES = 1000  # a table of more is not read by anyone; unique labels make |D| classes
 

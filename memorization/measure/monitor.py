@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from memorization.measure.knn import Neighbors
-from memorization.measure.ratio import measure_network, memorized, wilson_interval
+from memorization.measure.ratio import measure_network, memorized
+from memorization.stats.intervals import wilson_interval
 from torch_utils import distributed as dist
 from training.observer import GRID_IMAGES, Observation, image_grid
 

@@ -12,7 +12,8 @@ from memorization.measure.criteria import Criterion, memorized, other_distance
 from memorization.measure.feature_space import FeatureSpace
 from memorization.measure.groups import group_table, label_groups
 from memorization.measure.knn import Neighbors
-from memorization.measure.ratio import Measurement, wilson_interval
+from memorization.measure.ratio import Measurement
+from memorization.stats.intervals import wilson_interval
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
 from training.fingerprint import array_sha256

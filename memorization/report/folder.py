@@ -1,9 +1,7 @@
 """What a folder of runs holds: the measured runs with their training, the others, the pictures, plans of searches."""
 
 import json
-import math
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,29 +11,10 @@ import PIL.Image
 
 from dnnlib.limits import parse_json
 from dnnlib.util import flatten
-from memorization.curve.emm import LOG, RunPoint, find_runs, run_point
-from memorization.records import SETTINGS, jsonl_path, read_trajectory, setting
-from training.run.state import read_run_state
+from memorization.runs import Run, find_runs, read_run
 
 # Consequences of other options and of |D|; they say nothing of their own about how runs differ.
 _CONSEQUENCES = {"total_kimg", "ema_halflife_nimg", "lr_rampup_nimg"}
-
-
-@dataclass(frozen=True)
-class StudyRun:
-    """A measured run: its place on the curve, its training, and where it ran."""
-
-    name: str  # of the folder, below the study
-    point: RunPoint
-    losses: list[tuple[float, float]]  # (epoch, mean loss since the entry before)
-    seconds: float | None  # of training, over all sessions; None: not recorded
-    device: str | None  # cpu, cuda:0; None: not recorded
-    state: str | None  # running, complete, stopped, failed; None: not recorded
-    measurements: list[dict[str, Any]]  # a record of mem_traj.jsonl for each way in which snapshots were measured
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return self.point.options
 
 
 @dataclass(frozen=True)
@@ -43,7 +22,7 @@ class StudyFolder:
     """Measured runs by |D|, then name; other folders that look like runs, each with the reason why not."""
 
     root: Path
-    runs: list[StudyRun]
+    runs: dict[str, Run]  # by their name: the path below the folder
     left_out: dict[str, str]
 
 
@@ -58,13 +37,15 @@ def read_study(root: str | os.PathLike) -> StudyFolder:
     root = Path(root)
     found, missing = find_runs([root])
     left_out = {_name(folder, root): reason for folder, reason in missing.items()}
-    runs = []
+    runs = {}
     for folder in found:
         try:
-            runs.append(_read_run(folder, root))
+            run = read_run(folder)
+            _ = run.statistics, run.device  # files that cannot be read leave it out, too
+            runs[_name(folder, root)] = run
         except (ValueError, OSError) as err:
             left_out[_name(folder, root)] = str(err)
-    runs.sort(key=lambda run: (run.point.size, run.name))
+    runs = dict(sorted(runs.items(), key=lambda item: (item[1].size, item[0])))
     return StudyFolder(root, runs, dict(sorted(left_out.items())))
 
 
@@ -152,56 +133,6 @@ def _folders(root: Path, runs: Iterable[str | os.PathLike]) -> set[Path]:
     """The study's folder, its runs' folders, and those between."""
     above = (folder for run in runs for folder in [Path(run), *Path(run).parents])
     return {root} | {folder for folder in above if folder.is_relative_to(root)}
-
-
-def _read_run(folder: Path, root: Path) -> StudyRun:
-    point = run_point(folder)
-    entries = _read_stats(folder / "stats.jsonl")
-    losses = {entry["Progress/kimg"]: entry["Loss/loss"] for entry in entries if "Loss/loss" in entry}
-    seconds, last = 0.0, 0.0
-    for now in [entry.get("Timing/total_sec", last) for entry in entries]:
-        seconds += now - last if now >= last else now  # a resumed run counts from its own start
-        last = now
-    log = folder / "log.txt"
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    devices = dict.fromkeys(re.findall(r"^Network has [\d,]+ parameters on ([\w:]+)\.$", text, flags=re.MULTILINE))
-    try:
-        state = read_run_state(folder)
-    except (ValueError, OSError):
-        state = None
-    return StudyRun(
-        name=_name(folder, root),
-        point=point,
-        losses=[(1000 * kimg / point.size, loss) for kimg, loss in sorted(losses.items())],
-        seconds=seconds if entries else None,
-        device=", ".join(devices) or None,
-        state=state["state"] if state is not None else None,
-        measurements=_measurements(folder),
-    )
-
-
-def _measurements(folder: Path) -> list[dict[str, Any]]:
-    """The last record of each way in which the snapshots of a run were measured."""
-    ways = {}
-    for record in read_trajectory(jsonl_path(folder / LOG), report=lambda _: None):
-        if not record.get("optimum"):
-            ways[json.dumps([setting(record, key) for key in SETTINGS if key != "snapshot"])] = record
-    return list(ways.values())
-
-
-def _read_stats(path: Path) -> list[dict[str, float]]:
-    """Name -> finite mean, per tick. Lines that are incomplete, for a run may be going on, are left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            content = parse_json(line).items()
-            means = {name: float(value["mean"]) for name, value in content if isinstance(value, dict)}
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue
-        means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-        if "Progress/kimg" in means:
-            entries.append(means)
-    return entries
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:

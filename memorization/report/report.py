@@ -12,12 +12,14 @@ from typing import Any
 
 from dnnlib.util import atomic_write, flatten, format_time
 from dnnlib.versions import versions
-from memorization.curve.emm import Emm, differing_options
+from memorization.curve.emm import Emm
+from memorization.curve.factors import differing_options
 from memorization.curve.figures import curve_figure, trajectory_figure
 from memorization.curve.lines import Line, curve_lines, trajectories
 from memorization.report.commands import FEATURES, measure_command, train_command
-from memorization.report.folder import StudyFolder, StudyRun, common, differing, find_pictures, find_plans
+from memorization.report.folder import StudyFolder, common, differing, find_pictures, find_plans
 from memorization.report.page import Html, figure, image, join, page, section, table, tag
+from memorization.runs import Run
 
 CHARTS = 60  # runs of which the training is drawn
 _NOT_A_FACTOR = {"dataset_kwargs.path", "dataset_kwargs.max_size", "seed", "total_nimg", "resume"}
@@ -42,7 +44,7 @@ def write_report(
     """
     if not study.runs:
         raise ValueError(f'No measured run in "{study.root}"; train with train.py and measure with mem_ratio.py.')
-    lines, notes = curve_lines([run.point for run in study.runs], by, level=level)
+    lines, notes = curve_lines(study.runs.values(), by, level=level)
     name = study.root.absolute().name
     content = page(
         title or f"Memorization study: {name}",
@@ -66,9 +68,9 @@ def write_report(
 
 
 def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> Html:
-    runs = study.runs
-    sizes = sorted({run.point.size for run in runs})
-    images = sum(s.num_samples for run in runs for s in run.point.snapshots)
+    runs = study.runs.values()
+    sizes = sorted({run.size for run in runs})
+    images = sum(s.num_samples for run in runs for s in run.snapshots)
     kinds = sorted({f"{run.options.get('arch', '?')} with {run.options.get('precond', '?')}" for run in runs})
     span = f"|D| = {sizes[0]:,}" + (f" to {sizes[-1]:,}" if len(sizes) > 1 else "")
     what = (
@@ -97,7 +99,7 @@ def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> Html
 
 
 def _curves(study: StudyFolder, lines: Sequence[Line], by: str | None, notes: Sequence[str]) -> Html:
-    points = [run.point for run in study.runs]
+    points = list(study.runs.values())
     level = lines[0].emm.level
     values = ", ".join(f"{line.name or 'all runs'}: {line.emm} {line.emm_interval}" for line in lines)
     figures = [
@@ -154,10 +156,10 @@ def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any)
 
 def only_factor(study: StudyFolder) -> str | None:
     """The option in which the runs differ beside |D| and seed, by its shortest name, if it is one; else None."""
-    names = differing_options([run.point for run in study.runs])
+    names = differing_options(list(study.runs.values()))
     if len(names) != 1:
         return None
-    options = [run.options for run in study.runs]
+    options = [run.options for run in study.runs.values()]
     values = [flatten(each).get(names[0]) for each in options]
     return next((key for key, same in differing(options).items() if same == values), None)
 
@@ -167,7 +169,7 @@ def only_factor(study: StudyFolder) -> str | None:
 
 
 def _plans(study: StudyFolder) -> Html | None:
-    plans, left_out = find_plans(study.root, [run.point.run for run in study.runs])
+    plans, left_out = find_plans(study.root, [run.path for run in study.runs.values()])
     if not plans and not left_out:
         return None
     parts = [_plan(name, plan) for name, plan in plans.items()]
@@ -227,25 +229,27 @@ def _found(result: Any) -> str:
 
 
 def _runs(study: StudyFolder) -> Html:
-    factors = {k: v for k, v in differing([run.options for run in study.runs]).items() if k not in _NOT_A_FACTOR}
+    factors = {
+        k: v for k, v in differing([run.options for run in study.runs.values()]).items() if k not in _NOT_A_FACTOR
+    }
     factors = dict(list(factors.items())[:4])  # the others are in the table of options
     head = ["run", "|D|", *factors, "seed", "epochs", "R_mem %", "95 % interval", "images", "at epoch", "trained", "on"]
     rows = []
-    for i, run in enumerate(study.runs):
-        p = run.point
-        best = 1000 * p.kimg / p.size
+    for i, (name, run) in enumerate(study.runs.items()):
+        best = 1000 * run.kimg / run.size
+        state = run.state and run.state["state"]
         processes = run.options.get("num_processes", 1)
         where = (run.device or "unknown") + (f" × {processes}" if processes != 1 else "")
         rows.append(
             [
-                join(tag("code", run.name), f" ({run.state})" if run.state not in (None, "complete") else None),
-                p.size,
+                join(tag("code", name), f" ({state})" if state not in (None, "complete") else None),
+                run.size,
                 *(_show(values[i]) for values in factors.values()),
                 _show(run.options.get("seed")),
-                (f"{p.epochs:,.0f}", p.epochs),
-                (_percent(p.ratio), p.ratio),
-                (_interval(p.interval), p.interval[0]),
-                (f"{p.num_samples:,}" + (" (adaptive)" if p.adaptive else ""), p.num_samples),
+                (f"{run.epochs:,.0f}", run.epochs),
+                (_percent(run.ratio), run.ratio),
+                (_interval(run.interval), run.interval[0]),
+                (f"{run.num_samples:,}" + (" (adaptive)" if run.adaptive else ""), run.num_samples),
                 (f"{best:,.0f}", best),
                 (format_time(run.seconds), run.seconds) if run.seconds is not None else ("unknown", ""),
                 where,
@@ -271,7 +275,7 @@ def _left_out(study: StudyFolder) -> Html | None:
 
 
 def _training(study: StudyFolder, level: float) -> Html:
-    drawn = study.runs[:CHARTS]
+    drawn = list(study.runs.items())[:CHARTS]
     note = f" The first {CHARTS} of {len(study.runs)} runs are drawn." if len(drawn) < len(study.runs) else ""
     legend = tag(
         "p",
@@ -280,16 +284,16 @@ def _training(study: StudyFolder, level: float) -> Html:
         tag("b", "training loss", class_="key-loss"),
         f" (log scale), over epochs.{note}",
     )
-    charts = [figure(_chart(run, level), f"{run.name}: |D| = {run.point.size:,}") for run in drawn]
+    charts = [figure(_chart(name, run, level), f"{name}: |D| = {run.size:,}") for name, run in drawn]
     return section("training", "Training of each run", legend, tag("div", *charts, class_="small"))
 
 
-def _chart(run: StudyRun, level: float) -> Html:
+def _chart(name: str, run: Run, level: float) -> Html:
     """Ratio above loss, both over epochs, as inline SVG in the page's colours."""
     left, right, top, middle, low, bottom = 34, 252, 8, 78, 92, 134  # of the two panels, in units of the drawing
-    ratios = [(1000 * s.kimg / run.point.size, s.ratio, *s.interval) for s in run.point.snapshots]
+    ratios = [(1000 * s.kimg / run.size, s.ratio, *s.interval) for s in run.snapshots]
     losses = [(x, loss) for x, loss in run.losses if loss > 0]
-    end = max([run.point.epochs, *(r[0] for r in ratios), *(x for x, _ in losses)])
+    end = max([run.epochs, *(r[0] for r in ratios), *(x for x, _ in losses)])
     x = _scale(0, end, left, right)
     y = _scale(0, 1, middle, top)
 
@@ -310,7 +314,7 @@ def _chart(run: StudyRun, level: float) -> Html:
         texts.append(((left + right) / 2, (low + bottom) / 2, "no loss recorded", "middle"))
     texts += [(left, bottom + 13, "0", "middle"), (right, bottom + 13, f"{end:,.0f} epochs", "end")]
     shapes += [tag("text", text, x=x0, y=y0, text_anchor=anchor) for x0, y0, text, anchor in texts]
-    words = f"Memorization ratio and training loss of {run.name} over {end:,.0f} epochs"
+    words = f"Memorization ratio and training loss of {name} over {end:,.0f} epochs"
     return tag("svg", *shapes, viewBox="0 0 260 150", role="img", aria_label=words)
 
 
@@ -325,7 +329,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _pictures(study: StudyFolder) -> Html | None:
-    folders = [run.point.run for run in study.runs]
+    folders = [run.path for run in study.runs.values()]
     pictures, left_out = find_pictures(study.root, folders)
     if not pictures and not left_out:
         return None
@@ -343,11 +347,9 @@ def _pictures(study: StudyFolder) -> Html | None:
 
 
 def _options(study: StudyFolder) -> Html:
-    options = [run.options for run in study.runs]
+    options = [run.options for run in study.runs.values()]
     differ = differing(options)
-    rows = [
-        [tag("code", run.name), *(_show(values[i]) for values in differ.values())] for i, run in enumerate(study.runs)
-    ]
+    rows = [[tag("code", name), *(_show(values[i]) for values in differ.values())] for i, name in enumerate(study.runs)]
     same = [(tag("code", key), tag("code", _show(value))) for key, value in common(options).items()]
     if len(options) == 1:
         varied = tag("p", "There is only one run.")
@@ -367,10 +369,10 @@ def _options(study: StudyFolder) -> Html:
 def _versions(study: StudyFolder) -> Html:
     here = versions()
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for run in study.runs:
+    for name, run in study.runs.items():
         recorded = run.options.get("versions")
         recorded = recorded if isinstance(recorded, dict) else {}
-        groups.setdefault(json.dumps(recorded, sort_keys=True), (recorded, []))[1].append(run.name)
+        groups.setdefault(json.dumps(recorded, sort_keys=True), (recorded, []))[1].append(name)
     columns = [(found, _count(len(names), "run")) for found, names in groups.values() if found]
     unknown = sum(len(names) for found, names in groups.values() if not found)
     keys = dict.fromkeys([*here, *(key for found, _ in columns for key in found)])
@@ -382,8 +384,8 @@ def _versions(study: StudyFolder) -> Html:
 def _commands(study: StudyFolder, again: str, command: Sequence[str]) -> Html:
     """The commands that repeat each run below the new folder `again`, and those that compare the runs."""
     parts = []
-    for run in study.runs:
-        target = Path(again) / run.name
+    for name, run in study.runs.items():
+        target = Path(again) / name
         try:
             train, unknown = train_command(run.options, target, (run.device or "").split(":")[0] or None)
             lines, notes = [_shell(train)], []
@@ -398,7 +400,7 @@ def _commands(study: StudyFolder, again: str, command: Sequence[str]) -> Html:
             content = [tag("p", note) for note in notes] + [tag("pre", "\n".join(lines))]
         except ValueError as err:
             content = [tag("p", f"No command: {err}")]
-        parts.append(tag("details", tag("summary", tag("code", run.name)), *content))
+        parts.append(tag("details", tag("summary", tag("code", name)), *content))
     return section(
         "commands",
         "How to repeat it",

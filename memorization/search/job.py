@@ -6,7 +6,6 @@ NAME.exit (the exit status, once there is one). A training that is complete is n
 from its newest training state. What is measured already is left to the measuring command.
 """
 
-import contextlib
 import json
 import os
 import shlex
@@ -95,20 +94,6 @@ def is_trained(run_dir: Path) -> bool:
     """True if the run is complete, by its duration or by an option that ends it early."""
     state = read_run_state(run_dir)
     return state is not None and state["state"] == "complete"
-
-
-def trained_nimg(run_dir: Path) -> int:
-    """Images that a run has been trained on so far, by the last line of its stats.jsonl; 0 before there is one."""
-    try:
-        with open(run_dir / "stats.jsonl", "rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - (1 << 14), 0))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        return 0
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be half written
-            return round(1000 * json.loads(line)["Progress/kimg"]["mean"])
-    return 0
 
 
 def main() -> int:

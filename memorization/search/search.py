@@ -17,12 +17,12 @@ from dataset_utils.sources import open_source
 from dataset_utils.subsets import balanced, class_members
 from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
-from memorization.curve.emm import Emm, emm_estimate, run_point
-from memorization.measure.ratio import wilson_interval
-from memorization.records import read_trajectory
+from memorization.curve.emm import Emm, emm_estimate
+from memorization.runs import read_run, trained_nimg
 from memorization.search.bisection import bracket, grid_sizes, next_sizes, worst_case
 from memorization.search.executors import Executor, Job, last_words
-from memorization.search.job import is_trained, trained_nimg
+from memorization.search.job import is_trained
+from memorization.stats.intervals import wilson_interval
 
 PLAN, LOCK, FORMAT_VERSION = "plan.json", ".search.lock", 1
 _ROOT = Path(__file__).resolve().parents[2]
@@ -326,7 +326,7 @@ class Search:
 
     def _decide(self, size: int, why: str) -> None:
         """Put a size above or below the level, by its finished runs, and give up sizes that this makes needless."""
-        runs = [read_run(self.study.run_dir(run), self.study.level) for run in self.study.runs(size)]
+        runs = [run_outcome(self.study.run_dir(run), self.study.level) for run in self.study.runs(size)]
         ratio = math.fsum(run["ratio"] for run in runs) / len(runs)
         verdicts = {run["verdict"] for run in runs}
         certain = len(verdicts) == 1 and verdicts != {"undecided"}
@@ -395,7 +395,7 @@ class Search:
 # Outcomes.
 
 
-def read_run(run: Path, level: float) -> dict[str, Any]:
+def run_outcome(run_dir: Path, level: float) -> dict[str, Any]:
     """The outcome of one finished run: on which side of the level its highest ratio lies, and how that is known.
 
     The ratio of a run is the highest over its snapshots: it is above the level as soon as one of them is, and below
@@ -412,16 +412,17 @@ def read_run(run: Path, level: float) -> dict[str, Any]:
     OSError, ValueError
         If it was not measured adaptively at this level.
     """
-    records = read_trajectory(run / "mem_traj.jsonl", report=lambda _: None)
-    records = [r for r in records if (r.get("sequential") or {}).get("bar") == level]
+    run = read_run(run_dir)
+    records = [r for r in run.records if (r.get("sequential") or {}).get("bar") == level]
     if not records:
-        raise ValueError(f'"{run}" holds no adaptive measurement at {level}; delete its mem_traj.jsonl and try again.')
+        raise ValueError(
+            f'"{run_dir}" holds no adaptive measurement at {level}; delete its mem_traj.jsonl and try again.'
+        )
     verdicts = {record["sequential"]["verdict"] for record in records}
     verdict = "above" if "above" in verdicts else "below" if verdicts == {"below"} else "undecided"
-    point = run_point(run)
     return dict(
-        run=run.name, verdict=verdict, kimg=point.kimg, ratio=point.ratio, num_memorized=point.num_memorized,
-        num_samples=point.num_samples, images=sum(r["num_samples"] for r in records), nimg=trained_nimg(run),
+        run=run_dir.name, verdict=verdict, kimg=run.kimg, ratio=run.ratio, num_memorized=run.num_memorized,
+        num_samples=run.num_samples, images=sum(r["num_samples"] for r in records), nimg=trained_nimg(run_dir),
     )  # fmt: skip
 
 

@@ -1,0 +1,293 @@
+"""A run folder, read once: its options, what was measured on it, how its training went, and what of that counts."""
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dnnlib.limits import parse_json
+from memorization.records import SETTINGS, jsonl_path, read_trajectory, setting
+from memorization.stats.intervals import wilson_interval
+from training.run.state import read_run_state
+
+OPTIONS, LOG, STATISTICS = "training_options.json", "mem_traj.log", "stats.jsonl"
+
+
+@dataclass(frozen=True)
+class SnapshotPoint:
+    """One measured snapshot of a run."""
+
+    kimg: int
+    num_memorized: int
+    num_samples: int
+    adaptive: bool = False  # the measurement stopped as soon as it was clear on which side of a bar the ratio lies
+
+    @property
+    def ratio(self) -> float:
+        return self.num_memorized / self.num_samples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the ratio."""
+        return wilson_interval(self.num_memorized, self.num_samples)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A measured run. On a curve it stands for its size, with the snapshot at which it memorizes most."""
+
+    path: Path  # of the folder, as it was given
+    options: dict[str, Any]  # training_options.json
+    records: tuple[dict[str, Any], ...] = ()  # mem_traj.jsonl without closed-form optima, in the order of the file
+    counted: tuple[dict[str, Any], ...] = ()  # those that count (`records_that_count`), ascending kimg
+    state: dict[str, Any] | None = None  # run-state.json; None: not recorded, or damaged
+
+    @property
+    def size(self) -> int:
+        """|D|: `dataset_kwargs.max_size`."""
+        return self.options["dataset_kwargs"]["max_size"]
+
+    @property
+    def epochs(self) -> float:
+        """Training images seen over |D|: as planned, or fewer where the run was ended at a ratio."""
+        total_nimg, state = self.options["total_nimg"], self.state
+        if state is not None and state["state"] == "complete" and 0 < state["kimg"] < total_nimg / 1000:
+            total_nimg = 1000 * state["kimg"]
+        return total_nimg / self.size
+
+    @cached_property
+    def snapshots(self) -> tuple[SnapshotPoint, ...]:
+        """The snapshots that count, ascending kimg."""
+        return tuple(
+            SnapshotPoint(r["kimg"], r["num_memorized"], r["num_samples"], bool(r.get("adaptive")))
+            for r in self.counted
+        )
+
+    @cached_property
+    def best(self) -> SnapshotPoint:
+        """The snapshot with the highest ratio; of equal ones the earlier."""
+        return max(self.snapshots, key=lambda s: s.ratio)
+
+    @property
+    def kimg(self) -> int:
+        return self.best.kimg
+
+    @property
+    def num_memorized(self) -> int:
+        return self.best.num_memorized
+
+    @property
+    def num_samples(self) -> int:
+        return self.best.num_samples
+
+    @property
+    def ratio(self) -> float:
+        return self.best.ratio
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the ratio of that one snapshot."""
+        return self.best.interval
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the ratio comes from an adaptive measurement."""
+        return self.best.adaptive
+
+    @property
+    def reference(self) -> str | None:
+        """Dataset that the images of the best snapshot were compared with."""
+        return self._best_record.get("reference")
+
+    @property
+    def sampler(self) -> dict[str, Any] | None:
+        """Options of the sampler that made them."""
+        return self._best_record.get("sampler")
+
+    @property
+    def _best_record(self) -> dict[str, Any]:
+        return self.counted[self.snapshots.index(self.best)] if self.counted else {}
+
+    @property
+    def measurements(self) -> list[dict[str, Any]]:
+        """The last record of each way in which the snapshots were measured."""
+        return [ways[-1] for ways in by_settings(self.records)]
+
+    # ------------------------------------------------------------------------
+    # The training.
+
+    @cached_property
+    def statistics(self) -> list[dict[str, float]]:
+        """stats.jsonl: name -> finite mean, per tick. Incomplete lines, for a run may be going on, are left out."""
+        path = self.path / STATISTICS
+        entries = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+            try:
+                content = parse_json(line).items()
+                means = {name: float(value["mean"]) for name, value in content if isinstance(value, dict)}
+            except (ValueError, TypeError, KeyError, AttributeError):
+                continue
+            means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+            if "Progress/kimg" in means:
+                entries.append(means)
+        return entries
+
+    @property
+    def losses(self) -> list[tuple[float, float]]:
+        """(epoch, mean loss since the entry before)."""
+        losses = {entry["Progress/kimg"]: entry["Loss/loss"] for entry in self.statistics if "Loss/loss" in entry}
+        return [(1000 * kimg / self.size, loss) for kimg, loss in sorted(losses.items())]
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training, over all sessions; None: not recorded."""
+        seconds = last = 0.0
+        for now in [entry.get("Timing/total_sec", last) for entry in self.statistics]:
+            seconds += now - last if now >= last else now  # a resumed run counts from its own start
+            last = now
+        return seconds if self.statistics else None
+
+    @cached_property
+    def device(self) -> str | None:
+        """What it was trained on: cpu, cuda:0; None: not recorded."""
+        log = self.path / "log.txt"
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        found = re.findall(r"^Network has [\d,]+ parameters on ([\w:]+)\.$", text, flags=re.MULTILINE)
+        return ", ".join(dict.fromkeys(found)) or None
+
+
+def read_run(path: str | os.PathLike) -> Run:
+    """Read a measured run.
+
+    |D| is `dataset_kwargs.max_size` of `training_options.json`, the epochs are `total_nimg` / |D|, or those of
+    `run-state.json` where the run ended earlier; which records count, says `records_that_count`.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    ValueError
+        If the files do not hold what is needed.
+    """
+    path = Path(path)
+    try:
+        options = parse_json((path / OPTIONS).read_bytes())
+        size, total_nimg = options["dataset_kwargs"]["max_size"], options["total_nimg"]
+        if type(size) is not int or size < 1 or not math.isfinite(total_nimg):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise ValueError(
+            f'"{path / OPTIONS}" does not say dataset_kwargs.max_size (|D|) and total_nimg; '
+            "name folders that train.py has written."
+        ) from None
+    if not isinstance(options.get("network_kwargs", {}), dict):
+        raise ValueError(f'"{path / OPTIONS}" holds network_kwargs that are no JSON object.')
+
+    jsonl = jsonl_path(path / LOG)
+    records = [r for r in read_trajectory(jsonl, report=lambda _: None) if not r.get("optimum")]
+    if not records:
+        raise ValueError(f'"{jsonl}" holds no measurement; run mem_ratio.py on "{path}".')
+    state = None
+    with contextlib.suppress(OSError, ValueError):
+        state = read_run_state(path)
+    try:
+        counted = sorted(records_that_count(records, size), key=lambda r: r["kimg"])
+        run = Run(path, options, tuple(records), tuple(counted), state)
+        _ = run.best  # refuses records without counts
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise ValueError(f'"{jsonl}" lacks kimg, num_memorized or num_samples; measure the run again.') from None
+    return run
+
+
+def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path, str]]:
+    """Find the measured runs at and below the given folders.
+
+    A run folder has a `training_options.json`; it is measured once `mem_ratio.py` has left a
+    `mem_traj.jsonl` in it.
+
+    Returns
+    -------
+    runs : measured run folders, sorted, each once, by whatever names its folder was given.
+    left_out : other folders that look like runs (options or snapshots), each with the reason.
+
+    Raises
+    ------
+    OSError
+        If one of `paths` is not a folder.
+    """
+    runs: dict[str, Path] = {}  # by their real path
+    left_out: dict[str, tuple[Path, str]] = {}
+    for path in paths:
+        if not Path(path).is_dir():
+            raise NotADirectoryError(f'"{path}" is not a folder; name run folders or a folder of them.')
+        for folder, _, files in os.walk(path):
+            options, records = OPTIONS in files, jsonl_path(LOG).name in files
+            snapshots = any(name.startswith("network-snapshot-") for name in files)
+            if options and records:
+                runs.setdefault(os.path.realpath(folder), Path(folder))
+            elif options or (snapshots and Path(folder).name != "knn-dist"):
+                missing = "not measured yet; run mem_ratio.py on it" if not records else f"no {OPTIONS}"
+                left_out.setdefault(os.path.realpath(folder), (Path(folder), missing))
+    return sorted(runs.values()), dict(sorted(left_out.values()))
+
+
+def by_settings(
+    records: Iterable[dict[str, Any]], *, apart_from: Sequence[str] = ("snapshot",)
+) -> list[list[dict[str, Any]]]:
+    """Records that were measured in the same way: with equal `SETTINGS`, those aside that are named."""
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        settings = json.dumps([setting(record, key) for key in SETTINGS if key not in apart_from])
+        ways.setdefault(settings, []).append(record)
+    return list(ways.values())
+
+
+def records_that_count(records: Sequence[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """One record per snapshot of a run on `size` images, all measured in the same way.
+
+    Where it was measured with several settings (seeds, class, sampler, reference), one counts: all classes before a
+    single one, a reference of |D| images before another, then the one with the most images over all snapshots, then
+    the most snapshots, of equal ones the last. Adaptive measurements (with fewer seeds where the verdict was clear)
+    stand in for snapshots that have no other, or only one of fewer images.
+    """
+
+    def rank(group: list[dict[str, Any]]) -> tuple:
+        training_set = group[0].get("reference_size", size) in (size, size / 2)  # mirrored images count twice
+        return group[0].get("class") is None, training_set, sum(r["num_samples"] for r in group), len(group)
+
+    full = by_settings(r for r in records if not r.get("adaptive"))
+    early = by_settings(  # each may stop at its own seed
+        (r for r in records if r.get("adaptive")), apart_from=("snapshot", "seeds", "adaptive")
+    )
+    full = max(reversed(full), key=rank, default=[])
+    early = max(reversed(early), key=lambda g: (*rank(g)[:2], len(g)), default=[])
+    if full and early and rank(full)[:2] > rank(early)[:2]:
+        early = []
+    if full and early and rank(full)[:2] < rank(early)[:2]:
+        full = []
+
+    chosen: dict[int, dict[str, Any]] = {}
+    for record in [*early, *full]:  # of equally many images the later in this order
+        if record["num_samples"] >= chosen.get(record["kimg"], record)["num_samples"]:
+            chosen[record["kimg"]] = record
+    return list(chosen.values())
+
+
+def trained_nimg(path: Path) -> int:
+    """Images that a run has been trained on so far, by the last line of its stats.jsonl; 0 before there is one."""
+    try:
+        with open(path / STATISTICS, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - (1 << 14), 0))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be half written
+            return round(1000 * json.loads(line)["Progress/kimg"]["mean"])
+    return 0

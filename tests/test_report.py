@@ -157,7 +157,7 @@ def test_train_commands_repeat_the_options(digits_16, digits_zip, trained, tmp_p
         assert unknown == [] and words[:2] == ["python", "train.py"]
         assert recorded(words[2:])[1] == wanted
         seen |= {word.split("=")[0] for word in words if word.startswith("--")}
-    options["tensorboard"] = True
+    options |= {"tensorboard": True, "compile": True}
     seen |= set(train_command(options, tmp_path)[0])
 
     # An option that train.py learns later must find its way into the commands.

@@ -227,3 +227,9 @@ class _Tee:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def script_path(name: str) -> Path:
+    """Where an entry point lies: beside the packages in a checkout, among the commands in an installed copy."""
+    root = Path(__file__).resolve().parents[1]
+    return root / name if (root / name).is_file() else root / "commands" / name

@@ -1,13 +1,20 @@
 """The project's own files agree with each other."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
+import zipfile
 
+import click
 import pytest
 from conftest import ROOT
 
+PACKAGES = ("dataset_utils", "dnnlib", "memorization", "torch_utils", "toy", "training")
 CONDA_NAMES = {"torch": "pytorch", "lmdb": "python-lmdb"}
 
 
@@ -38,9 +45,51 @@ def test_constraints_pin_every_dependency():
     assert all(version(pins[name]) >= version(bound) for name, bound in wanted.items())
 
 
-def test_all_packages_are_installed():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert set(project["tool"]["setuptools"]["packages"]) == {p.parent.name for p in ROOT.glob("*/__init__.py")}
+EXAMPLE = """
+import numpy as np, sys
+import diffmem
+
+assert "training" not in sys.modules and "site-packages" in diffmem.__file__, diffmem.__file__
+train = np.random.default_rng(0).integers(0, 256, [40, 1, 8, 8], dtype=np.uint8)
+images = diffmem.sample(diffmem.Optimum(train), range(5))
+result = diffmem.measure(images, train)
+assert result.ratio == 1, result
+assert not {"training", "toy", "dnnlib"} & set(sys.modules)
+"""
+
+
+def test_wheel_holds_one_name(tmp_path):
+    """Built, installed in a fresh environment and used from another folder: only `diffmem` is there."""
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "build", "docs", "tests", "__pycache__", "demo-out")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, source], check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"diffmem", "diffusion_memorization"}
+    modules = {path.relative_to(ROOT) for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")}
+    assert {f"diffmem/{path.as_posix()}" for path in modules} <= set(names)
+
+    venv.create(tmp_path / "venv", with_pip=False)
+    [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    python = tmp_path / "venv" / "bin" / "python"
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([python, "-c", EXAMPLE], check=True, cwd=tmp_path, env=env)
+    for command in ("measure", "train"):
+        help = [python, "-m", "diffmem.cli", command, "--help"]
+        out = subprocess.run(help, check=True, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+        assert out.startswith(f"Usage: python -m diffmem.cli {command}")
+
+
+def test_the_command_has_every_script():
+    from diffmem.cli import main
+
+    context = click.Context(main)
+    scripts = {main.get_command(context, name).callback.__module__ for name in main.list_commands(context)}
+    assert scripts == {path.stem for path in ROOT.glob("*.py")} - {"setup"}
 
 
 @pytest.mark.parametrize(

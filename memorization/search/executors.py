@@ -56,7 +56,10 @@ class LocalExecutor:
 
     def start(self, path: Path, known_id: str | None = None) -> "LocalJob":
         begin(path)
-        paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]  # installed or not
+        paths = [
+            str(Path(__file__).resolve().parents[__package__.count(".") + 1]),
+            os.environ.get("PYTHONPATH"),
+        ]  # installed or not
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
         busy = [place for place, process in self._jobs if process.poll() is None]
         place = min(range(len(self._groups)), key=busy.count, default=0)
@@ -64,7 +67,7 @@ class LocalExecutor:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self._groups[place])
         with open(path.with_suffix(".log"), "a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "memorization.search.job", str(path)],
+                [sys.executable, "-m", f"{__package__}.job", str(path)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -16,7 +16,7 @@ from dataset_utils.convert import write_dataset
 from dataset_utils.sources import open_source
 from dataset_utils.subsets import balanced, class_members
 from dnnlib.limits import parse_json
-from dnnlib.util import atomic_write
+from dnnlib.util import atomic_write, script_path
 from memorization.curve.emm import Emm, emm_estimate
 from memorization.runs import read_run, trained_nimg
 from memorization.search.bisection import bracket, grid_sizes, next_sizes, worst_case
@@ -25,7 +25,6 @@ from memorization.search.job import is_trained
 from memorization.stats.intervals import wilson_interval
 
 PLAN, LOCK, FORMAT_VERSION = "plan.json", ".search.lock", 1
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 # ----------------------------------------------------------------------------
@@ -126,7 +125,7 @@ class Study:
 
     def _script(self, name: str) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.nproc}"]
-        return [sys.executable, *(launcher if self.nproc > 1 else []), str(_ROOT / name)]
+        return [sys.executable, *(launcher if self.nproc > 1 else []), str(script_path(name))]
 
 
 @dataclass(frozen=True)

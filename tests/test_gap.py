@@ -10,8 +10,8 @@ from test_ratio import FAST, random_network
 from test_training import torchrun
 
 import mem_ratio as cli
-import memorization.measure.evaluator
 from memorization.measure.gap import GapMeter, ImageSet, gap_to_optimum, noise_levels
+from memorization.measure.meter import SnapshotMeter
 from memorization.plots import gap_curves
 from memorization.records import read_trajectory
 from training.dataset import ImageFolderDataset
@@ -263,14 +263,14 @@ def test_command(setup, run_cli, digits, monkeypatch):
 
     # Nothing is measured twice: neither with the same settings, nor with fewer, nor the ratio for another gap.
     calls = []
-    for name in ("measure_gap", "measure_snapshot"):
-        real = getattr(memorization.measure.evaluator, name)
+    for name in ("measure_gap", "measure"):
+        real = getattr(SnapshotMeter, name)
 
         def count(*args, name=name, real=real, **kwargs):
             calls.append(name)
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(memorization.measure.evaluator, name, count)
+        monkeypatch.setattr(SnapshotMeter, name, count)
     run_cli(cli.main, run_options(setup, holdout=setup / "held-out.zip"))
     run_cli(cli.main, run_options(setup))
     run_cli(cli.main, run_options(setup, gap=None))
@@ -287,7 +287,7 @@ def test_command(setup, run_cli, digits, monkeypatch):
     assert [r["gap"] for r in read_trajectory(setup / "run" / "mem_traj.jsonl")] == [r["gap"] for r in changed]
     calls.clear()
     run_cli(cli.main, [*run_options(setup), "--remeasure"])
-    assert calls == ["measure_snapshot", "measure_gap"] * 2
+    assert calls == ["measure", "measure_gap"] * 2
     # Another network under the same name has no gap yet.
     save_snapshot(setup / "run" / "network-snapshot-000200.safetensors", random_network(7), 200, {})
     run_cli(cli.main, run_options(setup, gap=None))
@@ -299,7 +299,7 @@ def test_interrupted_between_ratio_and_gap(setup, run_cli, monkeypatch):
         raise OSError("The disk is full.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(memorization.measure.evaluator, "measure_gap", stop)
+        patch.setattr(SnapshotMeter, "measure_gap", stop)
         run_cli(cli.main, run_options(setup), code=1)
     assert len(read_trajectory(setup / "run" / "mem_traj.jsonl")) == 1
     assert run_cli(cli.main, run_options(setup)).output.count("measured before") == 1

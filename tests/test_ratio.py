@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import mem_ratio as cli
-import memorization.measure.evaluator
 from memorization.measure.knn import nearest_neighbors
+from memorization.measure.meter import SnapshotMeter
 from memorization.measure.ratio import measure_network, memorization_ratio, memorized
 from memorization.records import format_int_list, make_record, read_trajectory, write_measurement
 from memorization.stats.intervals import wilson_interval
@@ -283,13 +283,13 @@ def test_interrupted_command_goes_on(make_run, small_zip, run_cli, monkeypatch):
     arguments = [f"--expdir={run}", f"--knn-ref={small_zip}", "--seeds=0-2", *FAST]
     measured = []
 
-    def stop_at_second(evaluator, subject, *args, measure=memorization.measure.evaluator.measure_snapshot, **kwargs):
+    def stop_at_second(meter, subject, measure=SnapshotMeter.measure, **kwargs):
         measured.append(subject.name)
         if len(measured) == 2:
             raise OSError("The disk is full.")
-        return measure(evaluator, subject, *args, **kwargs)
+        return measure(meter, subject, **kwargs)
 
-    monkeypatch.setattr(memorization.measure.evaluator, "measure_snapshot", stop_at_second)
+    monkeypatch.setattr(SnapshotMeter, "measure", stop_at_second)
     assert "The disk is full." in run_cli(cli.main, arguments, code=1).output
     with open(run / "mem_traj.jsonl", "a") as file:
         file.write('{"kimg": 1')

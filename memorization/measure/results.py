@@ -51,6 +51,10 @@ class Task:
         """Nearest images to look for in features."""
         return max([2, *(criterion.neighbours for criterion in self.feature_criteria)])
 
+    def measured_seeds(self, record: dict[str, Any]) -> list[int]:
+        """The seeds that were measured for a record; a sequential test leaves out the last ones."""
+        return sorted(self.seeds)[: record["num_samples"]]
+
     def criterion_names(self) -> list[str]:
         """Their keys in the entry `criteria` of the records."""
         return [c.name for c in self.criteria] + [f"features:{c.name}" for c in self.feature_criteria]

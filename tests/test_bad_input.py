@@ -1276,7 +1276,3 @@ def test_report_lists_runs_that_are_damaged(name, content, good, folder):
     result = run_good("emm report study")
     assert "Left out: b (" in result.stderr and "1 runs" in result.stdout
     assert "x.png" in Path("study/report.html").read_text()
-
-
-def test_enough_cases():
-    assert len(CASES) >= 150

@@ -165,6 +165,7 @@ def test_pickle(colour, cache):
     assert copy[9][1] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_data_loader(digits_zip, method):
     dataset = ImageFolderDataset(digits_zip, use_labels=True, cache=False, max_size=120)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from builders import digit_images
 from conftest import ROOT
 from test_dataset_tool import FASHION, cifar_tar, random_images, read_dataset, write_folder
 
@@ -68,8 +69,7 @@ def digits():
     """The digits: path, images, labels."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    return "digits", np.round(data.images * 255 / 16).astype(np.uint8), data.target
+    return "digits", digit_images(), load_digits().target
 
 
 @pytest.fixture(params=["cifar", "digits"])
@@ -543,6 +543,7 @@ def test_documented_commands_run(run_cli, tmp_path, monkeypatch, capsys):
     assert seen >= set(SCRIPTS) and ran >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_example(script, tmp_path):
     """Run by its path from any folder, each script explains itself and gives an example with options it has."""

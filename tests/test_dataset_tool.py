@@ -704,6 +704,7 @@ def test_interruption_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_starts_without_torch():
     code = "import sys, dataset_tool; sys.exit(any(m in sys.modules for m in ('torch', 'sklearn', 'scipy')))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -317,6 +317,7 @@ def test_class_conditional_run(setup, run_cli, digits, labels):
     np.testing.assert_allclose(record["gap"]["holdout_mean"], expected.mean, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes(setup, run_cli):
     run_cli(cli.main, run_options(setup, log=setup / "one" / "mem_traj.log", holdout=setup / "held-out.zip", gap=7))
     out = torchrun(2, "mem_ratio.py", *run_options(setup, holdout=setup / "held-out.zip", gap=7), "--batch=3")

@@ -39,6 +39,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_a_seed_means_an_image(snapshot, tmp_path, run_cli):
     base = ["--network", snapshot, "--steps=4", "--device=cpu"]
     run_cli(generate.main, [*base, "--outdir", tmp_path / "a", "--seeds=0-22"])

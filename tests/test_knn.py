@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from builders import digit_images
 
 from memorization.measure import knn
 from memorization.measure.knn import Neighbors, nearest_neighbors
@@ -47,8 +47,7 @@ def arithmetic(request, monkeypatch):
 
 @pytest.fixture(scope="module")
 def digits():
-    images = load_digits().images  # 0..16
-    return np.rint(images * 255 / 16).astype(np.uint8)[:, np.newaxis]  # [1797, 1, 8, 8]
+    return digit_images()[:, np.newaxis]  # [1797, 1, 8, 8]
 
 
 def random_images(seed, n, *shape):
@@ -239,6 +238,7 @@ def test_self_query(digits, k):
     assert distance[0, 0] == 0 and index[0, 0] == 40
 
 
+@pytest.mark.slow
 def test_memory():
     """60,000 images of 1024 pixels: not much more than the rearranged copy (60 MB)."""
     script = """if True:
@@ -385,6 +385,7 @@ SHARDED = """if True:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_reference(digits, tmp_path):
     random = np.random.RandomState(0)
     data = dict(

@@ -243,6 +243,7 @@ def small_network():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_control_the_programs_do_run(tmp_path):
     """Python's own loader runs them all."""
     for i, which in enumerate(ALL):
@@ -260,7 +261,6 @@ def test_control_the_programs_do_run(tmp_path):
     )
     subprocess.run([sys.executable, "-c", script, str(len(ALL))], cwd=tmp_path, check=True, capture_output=True)
     assert [which for i, which in enumerate(ALL) if not (tmp_path / f"ran{i}").exists()] == []
-    assert len(ALL) >= 30
 
 
 def test_source_text_of_a_record_is_not_looked_at(tmp_path):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from builders import wait_for
 from test_training import ROOT, TINY, last_snapshot, stats, weights
 
 import mem_ratio
@@ -207,13 +208,7 @@ def test_states_without_a_count_still_load(run_dir, base, tmp_path, run_cli):
 # Signals and processes.
 
 
-def wait_for(condition, process):
-    deadline = time.time() + 120
-    while not condition():
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.02)
-
-
+@pytest.mark.slow
 def test_terminated_while_measuring(run_dir, base, tmp_path, run_cli):
     args = ["--outdir", tmp_path, *base]
     command = [sys.executable, str(ROOT / "train.py"), *map(str, args), "--mem-eval=10000000"]
@@ -230,6 +225,7 @@ def test_terminated_while_measuring(run_dir, base, tmp_path, run_cli):
     assert read_run_state(tmp_path)["state"] == "complete"
 
 
+@pytest.mark.slow
 def test_two_processes_measure_together_and_stop(base, small_zip, tmp_path):
     """The first evaluation is that of one process; the second is interrupted."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -302,6 +298,7 @@ def test_run_state(tmp_path):
         read_run_state(tmp_path)
 
 
+@pytest.mark.slow
 def test_failed_run_says_so(base, tmp_path, run_cli, monkeypatch):
     def full(*args, **kwargs):
         assert read_run_state(tmp_path)["state"] == "running"

@@ -166,6 +166,7 @@ def test_damaged_snapshots_are_left_out(run, reference, run_cli):
     assert run_cli(cli.main, arguments(run, reference), code=1).stdout.count("measured before") == 2
 
 
+@pytest.mark.slow
 def test_processes_agree_about_damage_and_verdict(run, reference, run_cli, tmp_path):
     damage(run)
     options = ["--seeds=0-199", "--batch=16", "--adaptive=0.5", "--criterion=calibrated,authenticity"]
@@ -192,6 +193,7 @@ def test_records_are_the_same_bytes_at_any_batch(run, reference, run_cli, tmp_pa
 # Several at once.
 
 
+@pytest.mark.slow
 def test_evaluators_at_once(run, reference):
     """Two with the same settings share the work, a third with other seeds writes beside them; nothing is lost."""
     add_snapshot(run, 300)
@@ -211,6 +213,7 @@ def test_evaluators_at_once(run, reference):
     assert not list(run.rglob("*.lock")) and not list(run.rglob(".partial*"))
 
 
+@pytest.mark.slow
 def test_file_lock(tmp_path, monkeypatch):
     path = tmp_path / "folder" / "lock"
     script = f"from dnnlib.locks import file_lock\nwith file_lock({str(path)!r}, wait=False) as held: print(held)"

@@ -51,6 +51,7 @@ def two_nodes(script, *args):
     return [done.stdout for done in results]
 
 
+@pytest.mark.slow
 def test_two_nodes_train_generate_and_measure(digits_zip, tmp_path):
     data = tmp_path / "digits-60.zip"
     subprocess.run(
@@ -113,6 +114,7 @@ def run(command, env, code=0):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_sbatch_trains_and_continues(slurm, digits_zip, tmp_path):
     outdir = tmp_path / "run"
     options = [f"--outdir={outdir}", f"--data={digits_zip}", *TINY, "--duration=0.05"]
@@ -123,6 +125,7 @@ def test_sbatch_trains_and_continues(slurm, digits_zip, tmp_path):
     assert "--outdir" in run(["scripts/slurm/train.sbatch", *TINY], slurm, code=2)
 
 
+@pytest.mark.slow
 def test_sbatch_queues_again_what_a_signal_stopped(slurm, digits_zip, tmp_path):
     outdir = tmp_path / "run"
     command = ["scripts/slurm/train.sbatch", f"--outdir={outdir}", f"--data={digits_zip}", *TINY, "--duration=1000"]
@@ -146,6 +149,7 @@ def test_sbatch_queues_again_what_a_signal_stopped(slurm, digits_zip, tmp_path):
     assert "requeue" not in (tmp_path / "scontrol").read_text()
 
 
+@pytest.mark.slow
 def test_submitting_a_factor(slurm, tmp_path):
     env = slurm | {"SCALE": "small", "SIZES": "10 20", "WIDTHS": "8 16", "DATASETS": str(tmp_path / "data")}
     env |= {"OUT": str(tmp_path / "out")}

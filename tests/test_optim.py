@@ -259,6 +259,7 @@ def test_decoded_copy_is_written_once_and_follows_the_zip(make_zip, tmp_path):
         decoded_images(tmp_path)
 
 
+@pytest.mark.slow
 def test_decoded_copy_asked_for_by_several_processes(make_zip, tmp_path):
     path = make_zip(DIGITS[:300, 0], None, tmp_path / "d.zip")
     code = "import sys; from training.decoded import decoded_images; print(int(decoded_images(sys.argv[1]).sum()))"
@@ -267,6 +268,7 @@ def test_decoded_copy_asked_for_by_several_processes(make_zip, tmp_path):
     assert sums == [int(DIGITS[:300].sum())] * 3 and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["--cond=1"]])
 def test_shards_give_the_images_of_one_process(extra, digits_zip, tmp_path, run_cli):
     args = ["--network", digits_zip, "--seeds=0-19", "--device=cpu", "--batch=20", *extra]
@@ -284,6 +286,7 @@ def test_shards_give_the_images_of_one_process(extra, digits_zip, tmp_path, run_
     np.testing.assert_allclose(one["effective_number"], two["effective_number"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_more_shards_than_images(make_zip, tmp_path):
     path = make_zip(DIGITS[:1, 0], None, tmp_path / "d.zip")
     out = torchrun(2, "generate_optim.py", "--network", path, "--outdir", tmp_path / "o", "--shard", code=1)

@@ -368,6 +368,7 @@ def _rank(rank, port, args):
     train.main(args, standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_two_compiled_processes_in_bf16(small_zip, tmp_path):
     """With gradient accumulation, dropout and augmentation; the moving average is the same on both ranks' disk."""
     with socket.socket() as sock:

@@ -58,6 +58,7 @@ assert not {"training", "toy", "dnnlib"} & set(sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_wheel_holds_one_name(tmp_path):
     """Built, installed in a fresh environment and used from another folder: only `diffmem` is there."""
     source = tmp_path / "source"
@@ -92,6 +93,7 @@ def test_the_command_has_every_script():
     assert scripts == {path.stem for path in ROOT.glob("*.py")} - {"setup"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script", ["train", "generate", "generate_optim", "mem_ratio", "dataset_tool", "emm", "outlier_study"]
 )
@@ -110,6 +112,7 @@ def test_readme_names_files_that_exist():
     assert run and not [path for path in run if not (ROOT / path).exists()]
 
 
+@pytest.mark.slow
 def test_readme_options_exist():
     """Every option in a README command is one that its script has."""
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")

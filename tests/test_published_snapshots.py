@@ -65,6 +65,7 @@ def test_outputs_are_the_published_ones(name, tmp_path):
     assert torch.equal(again(data["x"], data["sigma"], data.get("class_labels")), out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["-m training.snapshots.snapshot", "training/snapshots/snapshot.py"])
 def test_command_line(run, tmp_path):
     source = tmp_path / "network-snapshot-001234.pkl"

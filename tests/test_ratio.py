@@ -314,6 +314,7 @@ def test_snapshots_go_by_number(make_run, small_zip, run_cli):
     assert not (run / "mem_traj.log").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", ["0-4", "7"])  # shares of 3 and 2; of 1 and 0
 def test_two_processes(make_run, small_zip, seeds, run_cli):
     run = make_run([100])

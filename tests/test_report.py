@@ -195,6 +195,7 @@ def test_measure_command_finds_all_measured(trained, run_cli):
     assert (parsed["bar"], list(parsed["thresholds"]), list(parsed["criteria"])) == (0.9, [0.25, 0.5], ["calibrated"])
 
 
+@pytest.mark.slow
 def test_commands_can_be_pasted(study, trained, tmp_path):
     """A shell takes the text apart into the words of the command, whatever the files are called."""
     name = 'it\'s 100 % "odd" $HOME'
@@ -406,6 +407,7 @@ def test_refusals_leave_nothing(study, tmp_path):
 # Versions, and the page in a browser.
 
 
+@pytest.mark.slow
 def test_versions_know_the_commit_of_a_clone_only(tmp_path):
     found = versions()
     assert {"python", "torch", "numpy", "diffusion-memorization", "platform"} <= found.keys()
@@ -419,6 +421,7 @@ def test_versions_know_the_commit_of_a_clone_only(tmp_path):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium or Chrome is installed")
 def test_in_chromium(study, tmp_path):
     out = Path(tmp_path / "report.html")

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from builders import wait_for
 from conftest import ROOT
 from test_training import TINY, last_snapshot, stats, torchrun, weights
 
@@ -80,17 +81,11 @@ def popen(*args, processes=1, **kwargs):
     )  # fmt: skip
 
 
-def wait_for(condition, process):
-    deadline = time.time() + 120
-    while not condition():
-        assert process.poll() is None and time.time() < deadline
-        time.sleep(0.01)
-
-
 # ----------------------------------------------------------------------------
 # Kills.
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(whole, data, tmp_path):
     """While the first state is written, and at a random moment of what follows; then left alone."""
     args = [f"--outdir={tmp_path}", f"--data={data}", *BASE, "--resume=latest", "--keep-states=1"]
@@ -119,6 +114,7 @@ def children(pid):
         return [int(child) for child in file.read().split()]
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_from_the_newest_state(data, tmp_path):
     """One of two ranks is killed after a state; with one restart the group goes on to undisturbed weights."""
     args = [f"--data={data}", *BASE, "--duration=4", "--resume=latest"]
@@ -163,6 +159,7 @@ def test_restarts_of_torchrun_are_no_failure(monkeypatch, tmp_path, data, run_cl
         assert read_run_state(tmp_path)["state"] == state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signals_of_schedulers(number, whole, data, tmp_path, run_cli):
     """Sent twice, as a scheduler does that signals torchrun and its processes."""
@@ -366,6 +363,7 @@ def test_files_are_on_disk_before_and_after_they_get_their_name(tmp_path, monkey
 
 
 # A full disk, as an ordinary user can have it: no file may grow beyond so many bytes.
+@pytest.mark.slow
 @pytest.mark.parametrize("limit, what", [(30_000, "network-snapshot-000001.safetensors"), (150_000, "training-state")])
 def test_full_disk(limit, what, whole, data, tmp_path, run_cli):
     copy(whole, tmp_path, "training-state-000001.pt", "network-snapshot-000000.safetensors", "stats.jsonl")
@@ -493,6 +491,7 @@ def test_deterministic_algorithms_set_what_cublas_reads(monkeypatch):
         assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
+@pytest.mark.slow
 def test_digest_of_a_dataset(images, data, tmp_path, make_zip, monkeypatch):
     expected = hashlib.sha256(b"(50, 1, 8, 8)" + images.tobytes()).hexdigest()
     assert dataset_sha256(ImageFolderDataset(data)) == expected == array_sha256(images[:, None])

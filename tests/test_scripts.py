@@ -61,6 +61,7 @@ def test_every_script_has_a_tiny_setting_and_a_line_in_the_table():
         assert len(re.findall(rf"^\| `{script}.sh` \|.*\|$", table, flags=re.M)) == 1, script
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_factor_in_a_tiny_setting(script, python, tmp_path):
     env = {
@@ -90,6 +91,7 @@ def test_factor_in_a_tiny_setting(script, python, tmp_path):
         assert "training (log" not in again and again.count("R_mem") >= len(runs)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues(python, tmp_path):
     env = {"SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "PYTHON": python, "JOBS": "1"}
     env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--tick=1 --dump=1"}
@@ -105,6 +107,7 @@ def test_an_interrupted_run_continues(python, tmp_path):
     assert json.loads((run / "run-state.json").read_text())["state"] == "complete"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "runs", "images"),
     [
@@ -120,6 +123,7 @@ def test_plan_at_paper_scale(script, runs, images):
     assert f"(paper): {runs} runs, {images} million training images." in shell(script, {"PLAN": "1"})
 
 
+@pytest.mark.slow
 def test_wrong_values_are_refused():
     assert "choose small or paper" in shell("model_width", {"SCALE": "large"}, code=2)
     assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)

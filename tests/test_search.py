@@ -5,13 +5,13 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from builders import wait_for
 from conftest import ROOT
 
 import emm
@@ -415,13 +415,6 @@ def said(path):
     return [line for line in lines if not line.startswith(("$ ", "--- "))]
 
 
-def wait_for(condition, seconds=30):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end, "waited too long"
-        time.sleep(0.05)
-
-
 TRAIN = 'mkdir -p run && echo \'{"state": "complete", "kimg": 1}\' > run/run-state.json && echo trained'
 SAVES = "trap 'echo saved; exit 75' TERM; echo began; while true; do sleep 0.05; done"
 
@@ -434,6 +427,7 @@ def test_job_trains_once(tmp_path, monkeypatch):
     assert (tmp_path / "x.exit").read_text() == "0\n"
 
 
+@pytest.mark.slow
 def test_jobs_share_out_the_gpus(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
@@ -454,6 +448,7 @@ def test_jobs_share_out_the_gpus(tmp_path, monkeypatch):
     wait_for(lambda: first.poll() == 3)
 
 
+@pytest.mark.slow
 def test_job_that_fails(tmp_path):
     path = write_job(tmp_path, "echo 'Error: no such luck'; echo more; exit 3")
     job = LocalExecutor().start(path)
@@ -466,6 +461,7 @@ def test_job_that_fails(tmp_path):
     assert last_words(tmp_path / "missing.json") == "it has left no message."
 
 
+@pytest.mark.slow
 def test_job_stops_when_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write_job(tmp_path, SAVES)
@@ -480,6 +476,7 @@ def test_job_stops_when_asked(tmp_path, monkeypatch):
     assert job.poll() == 0
 
 
+@pytest.mark.slow
 def test_job_stops_when_its_search_is_killed(tmp_path):
     path = write_job(tmp_path, SAVES)
     code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'memorization.search.job', sys.argv[1]])"
@@ -505,6 +502,7 @@ def test_slurm_options(tmp_path, run_cli):
     assert '"account" is not KEY=VALUE' in result.stderr
 
 
+@pytest.mark.slow
 def test_submitit_queues_an_interrupted_job_again(tmp_path):
     """Slurm announces the end of a job's time by a signal: the job saves, and goes on in its next turn."""
     pytest.importorskip("submitit")
@@ -540,6 +538,7 @@ def slurm(tmp_path, monkeypatch):
     return calls, state
 
 
+@pytest.mark.slow
 def test_slurm_job(tmp_path, slurm):
     calls, state = slurm
     parameters = dict(name="emm-search", timeout_min=30, slurm_partition="gpu", gpus_per_node=2)
@@ -557,6 +556,7 @@ def test_slurm_job(tmp_path, slurm):
     assert again.poll() == 75 and "scancel 12" in calls.read_text()  # it had not begun to run
 
 
+@pytest.mark.slow
 def test_slurm_job_that_is_killed(tmp_path, slurm):
     _, state = slurm
     path = write_job(tmp_path / "jobs", "true")
@@ -617,6 +617,7 @@ def test_one_search_at_a_time(tmp_path, run_cli):
     assert "Another search is at work" in result.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued(tmp_path, run_cli):
     """The real thing, tiny: Ctrl-C while it trains, then the same command; nothing is trained twice."""
     folder = tmp_path / "s"

@@ -429,6 +429,7 @@ def test_damaged_state(run_cli, tmp_path):
     assert "state.pt" in run_cli(outlier_study.main, args, code=1).stderr
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued(tmp_path):
     """Ctrl-C ends with status 75; the same command goes on, and nothing differs from an uninterrupted run."""
     settings = replace(TINY, epochs=60, eval_every=10)

@@ -174,6 +174,7 @@ def test_resumed_run_equals_the_uninterrupted_one(run_dir, small_zip, tmp_path, 
     assert [x["Loss/loss"] for x in stats(tmp_path)] == [x["Loss/loss"] for x in stats(run_dir)[2:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [0, 1])
 def test_terminated_run_saves_its_state_and_continues(cache, run_dir, small_zip, tmp_path):
     args = ["--outdir", tmp_path, "--nosubdir", "--data", small_zip, "--duration=3", "--cond=1", *TINY, "--tick=50"]
@@ -228,6 +229,7 @@ def test_loss_scaling_leaves_the_update_alone(small_zip, tmp_path, run_cli):
 # Several processes.
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(small_zip, tmp_path):
     """Other noise, same expectation: the mean losses agree within their standard errors."""
     args = ["--data", small_zip, "--duration=8", "--nosubdir", "--augment=0", "--dropout=0", *TINY]
@@ -244,6 +246,7 @@ def test_two_processes_agree_with_one(small_zip, tmp_path):
     assert one[-1]["Loss/loss"]["mean"] < 0.8 * one[0]["Loss/loss"]["mean"]
 
 
+@pytest.mark.slow
 def test_two_processes_resume_exactly(small_zip, tmp_path):
     """With Fourier embedding, whose random frequencies must be the same on both ranks, as they are after resuming."""
     args = ["--data", small_zip, "--duration=3", "--nosubdir", "--dump=1", "--embed=fourier", *TINY]
@@ -255,6 +258,7 @@ def test_two_processes_resume_exactly(small_zip, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_between_ticks(small_zip, tmp_path):
     args = ["--outdir", tmp_path, "--nosubdir", "--data", small_zip, "--duration=1000", *TINY, "--tick=100000"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -271,6 +275,7 @@ def test_two_processes_stop_between_ticks(small_zip, tmp_path):
     assert f"--resume={state}" in rest
 
 
+@pytest.mark.slow
 def test_an_error_of_rank_0_ends_all_ranks(small_zip, tmp_path):
     args = ["--data", small_zip, *TINY, "--nosubdir"]
     (tmp_path / "run" / "training_options.json").mkdir(parents=True)  # what only rank 0 comes across
@@ -288,6 +293,7 @@ def test_split_batch():
         split_batch(512, 48, 8)
 
 
+@pytest.mark.slow
 def test_batch_not_divisible_by_the_processes(small_zip, tmp_path):
     out = torchrun(2, "train.py", "--outdir", tmp_path / "x", "--data", small_zip, *TINY, "--batch=31", code=1)
     assert "Error: --batch=31 cannot be divided among 2 processes." in out

@@ -1,14 +1,18 @@
 """What only a GPU can show; all of it is skipped without one."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from test_optim import NEAR, definition
-from test_training import last_snapshot
+from test_training import last_snapshot, stats
 
 import training.optim
 from training.generation import generate_images
+from training.networks import build_network
 from training.optim import OptimEDM, load_optimum
+from training.precision import prepare_denoiser
 from training.snapshots.snapshot import load_network
 
 pytestmark = [
@@ -52,3 +56,66 @@ def test_training_and_sampling(digits_zip, tmp_path, run_cli):
     ]
     assert (images[0].int() - images[1].int()).abs().float().mean() < 1
     run_cli(train.main, [*args, "--fp16=1"])
+
+
+# ----------------------------------------------------------------------------
+# Precision, compiling, and that the device is not waited for.
+
+TRAIN = ["--nosubdir", "--cond=1", "--device=cuda", "--seed=1", "--cres=1,2", "--num-channels=16", "--num-blocks=1"]
+TRAIN += ["--attn-resolutions=4", "--duration=0.1", "--tick=1", "--batch=64"]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("more", [[], ["--compile"], ["--compile", "--batch-gpu=16"]])
+def test_training_in_every_precision(precision, more, digits_zip, tmp_path, run_cli):
+    """Compiled 8x8 images without accumulation are trained by CUDA graphs."""
+    import train
+
+    run_cli(train.main, ["--outdir", tmp_path / "a", "--data", digits_zip, *TRAIN, f"--precision={precision}", *more])
+    run_cli(train.main, ["--outdir", tmp_path / "b", "--data", digits_zip, *TRAIN])
+    losses = [[line["Loss/loss"]["mean"] for line in stats(tmp_path / name)] for name in "ab"]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    if not more:
+        assert torch.backends.cudnn.allow_tf32 is False and torch.backends.cuda.matmul.allow_tf32 is False
+
+
+@pytest.mark.parametrize("more", [[], ["--precision=bf16", "--batch-gpu=16"], ["--optimizer=SGD", "--lr=1e-5"]])
+def test_no_step_waits(more, digits_zip, tmp_path, run_cli, monkeypatch):
+    """CUDA itself raises an error at the first wait between two ticks. Augmentation and dropout are on."""
+    import train
+
+    count = 0
+    for cls in train.OPTIMIZERS.values():
+
+        def step(self, *args, real=cls.step, **kwargs):
+            nonlocal count
+            count += 1
+            torch.cuda.set_sync_debug_mode("error" if 5 <= count < 12 else "default")
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, "step", step)
+    try:
+        run_cli(train.main, ["--outdir", tmp_path, "--data", digits_zip, *TRAIN, *more])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert count > 15
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_sampling_in_every_precision(precision, compile):
+    """The images are those of float32 up to rounding, in the order of the seeds, the last batch being smaller."""
+    torch.manual_seed(0)
+    net = build_network(
+        "VPPrecond", img_resolution=8, img_channels=1, label_dim=4, model_type="SongUNet", model_channels=16,
+        channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4],
+    ).eval().requires_grad_(False).cuda()  # fmt: skip
+    for kwargs in [dict(num_steps=5), dict(num_steps=5, S_churn=10)]:
+        exact, other = (
+            list(generate_images(each, range(20), batch=8, sampler_kwargs=kwargs))
+            for each in (net, prepare_denoiser(copy.deepcopy(net), precision, compile))
+        )
+        assert [seeds for seeds, _ in other] == [seeds for seeds, _ in exact]
+        images = [torch.cat([x for _, x in part]).int() for part in (exact, other)]
+        assert (images[0] - images[1]).abs().float().mean() < (1 if precision == "fp32" else 4)
+    assert not torch.backends.cudnn.allow_tf32

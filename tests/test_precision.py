@@ -1,6 +1,7 @@
 """--precision and --compile: what they change and leave alone, and that no training step waits for the device."""
 
 import copy
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from conftest import ROOT
 from test_training import TINY, last_snapshot, stats, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -505,3 +507,30 @@ def test_an_error_in_the_writing_thread_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr("training.generation.save_png", full)
     with pytest.raises(OSError, match="No space left"), PngWriter(tmp_path) as writer:
         writer.save([0], torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
+def load_benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_benchmark_of_training(tmp_path, run_cli):
+    """Both loops begin with the same loss, and the faster one is no other training."""
+    args = ["--device=cpu", "--steps=1", "--turns=1", "--batch=4", f"--out={tmp_path / 'a.json'}"]
+    out = run_cli(load_benchmark("bench_train").main, args).output
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["first_losses"][0] == pytest.approx(found["first_losses"][1], rel=1e-4)
+    assert "demo, batch 4, fp32" in out and 0 < found["convolution_share"] < 1
+
+
+def test_effect_of_precision(measured_run, small_zip, tmp_path, run_cli):
+    (measured_run / "training_options.json").write_text(json.dumps({"precision": "bf16"}))
+    args = [measured_run, measured_run / ".." / measured_run.name, f"--knn-ref={small_zip}", "--seeds=0-7"]
+    args += ["--device=cpu", f"--out={tmp_path / 'a'}"]
+    out = run_cli(load_benchmark("precision_effect").main, args).output
+    found = json.loads((tmp_path / "a").read_text())
+    assert [r.get("measured") for r in found] == ["fp32", "bf16", "fp32", "bf16", None]
+    assert "trained bf16  measured fp32" in out and found[1]["mean_pixel_change"] > 0 and 0 <= found[1]["flips"] <= 1
+    assert found[4]["difference"] == 0 and found[4]["ci_low"] < 0 < found[4]["ci_high"]

@@ -109,7 +109,8 @@ class Denoiser(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As that of the network."""
         with arithmetic(self.precision):
-            return self._call(*args, **kwargs)
+            denoised = self._call(*args, **kwargs)
+        return denoised.clone() if self.compiled else denoised  # the next call overwrites what a CUDA graph returns
 
 
 def prepare_denoiser(

@@ -17,7 +17,8 @@ from dnnlib.cli import report_errors
 from dnnlib.util import atomic_write
 from memorization.measure.criteria import memorized
 from memorization.measure.knn import Neighbors
-from memorization.measure.ratio import Measurement, measure_network, wilson_interval
+from memorization.measure.ratio import Measurement, measure_network
+from memorization.stats.intervals import wilson_interval
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
 from training.options import batch_option, device_option, seeds_option

@@ -3,7 +3,7 @@
 import click
 
 from dataset_utils import cli
-from dataset_utils.sources import open_source
+from dataset_utils.sources import CLASS_ORDERS, open_source
 from dataset_utils.transforms import make_transform
 from dnnlib.cli import report_errors
 
@@ -15,6 +15,13 @@ from dnnlib.cli import report_errors
 @cli.transform_option
 @cli.resolution_option
 @cli.workers_option
+@click.option(
+    "--class-order",
+    type=click.Choice(CLASS_ORDERS),
+    default="natural",
+    show_default=True,
+    help="Number class folders with 2 before 10 (natural), or in the order of the names as text (published).",
+)
 @report_errors
 def main(
     source: str,
@@ -23,13 +30,14 @@ def main(
     transform: str | None,
     resolution: tuple[int, int] | None,
     workers: int,
+    class_order: str,
 ) -> None:
     """Convert images into a dataset: a zip or folder of equal square PNGs with class labels.
 
     What --source is follows from its name:
 
     \b
-    digits                        scikit-learn's 1797 handwritten digits, 8x8
+    digits, sklearn:digits        scikit-learn's 1797 handwritten digits, 8x8
     *.tar.gz                      CIFAR-10, cifar-10-python.tar.gz
     *-images-idx3-ubyte.gz        MNIST, Fashion-MNIST; labels beside it;
                                   28x28 is padded with black to 32x32
@@ -62,13 +70,14 @@ def main(
 
     Labels come with the source. For a folder or zip they stand in its dataset.json,
     {"labels": [["00000/img00000000.png", 6], ...]}, or, if there is no such file, follow from the
-    top-level folders in the order of their names. They are written only if every image has one.
+    top-level folders in the order of their names (--class-order). They are written only if every image
+    has one. What is left out is counted, printed and recorded in dataset.json.
     Groups that a dataset.json names (see dataset_utils/dataset_inject.py) are kept.
 
     An existing zip is replaced, an existing folder must be empty. After an error nothing is left behind.
     """
     transform_image = make_transform(transform, resolution)
-    with open_source(source, max_images) as images:
+    with open_source(source, max_images, class_order) as images:
         cli.write_and_report(images, dest, transform=transform_image, workers=workers)
 
 

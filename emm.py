@@ -25,7 +25,17 @@ from memorization.report.report import only_factor, write_report
 from memorization.runs import Run, find_runs, read_run
 from memorization.search.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
 from memorization.search.job import EXIT_STOPPED
-from memorization.search.search import LOCK, PLAN, Plan, Range, Search, Study, choose_subset, describe_result
+from memorization.search.search import (
+    LOCK,
+    PLAN,
+    Plan,
+    Range,
+    Search,
+    Study,
+    choose_subset,
+    describe_result,
+    digest_source,
+)
 from training.options import device_option, seeds_option
 
 _runs_argument = click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
@@ -426,6 +436,7 @@ def search_study(opts: EasyDict) -> Study:
     subset, largest = choose_subset(opts.source, opts.subset or "auto")
     return Study(
         outdir=Path(os.path.realpath(opts.outdir)), source=opts.source, subset=subset, largest=largest,
+        source_sha256=digest_source(opts.source),
         train_options=opts.train_options, duration=training["duration"], seed=training["seed"] or 0,
         runs_per_size=opts.seeds_per_size, measure_options=measure, seeds=format_int_list(opts.seeds),
         level=opts.level, confidence=opts.confidence, nproc=opts.nproc, device=opts.device,

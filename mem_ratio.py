@@ -9,6 +9,7 @@ import torch
 from click.core import ParameterSource
 
 from dnnlib.cli import Float, report_errors
+from dnnlib.repeats import find_repeats
 from dnnlib.util import check_file, check_folder
 from memorization.measure.criteria import CRITERIA, THRESHOLD
 from memorization.measure.evaluator import Evaluator
@@ -93,6 +94,9 @@ def several(convert: Callable[[str], Any]) -> Callable:
     "--poll", help="Look for new snapshots every so many seconds, with --watch", metavar="SEC", type=POSITIVE,
     default=5, show_default=True,
 )  # fmt: skip
+@click.option(
+    "--unique", help="Compare with the different ones among the training images, not with repeats", is_flag=True
+)
 @click.option("--remeasure", help="Measure again what the log already holds", is_flag=True)
 @click.option("--quiet", help="No progress bar, not even on a terminal", is_flag=True)
 @sampler_options
@@ -122,6 +126,7 @@ def main(
     until_above: bool,
     watch: bool,
     poll: float,
+    unique: bool,
     remeasure: bool,
     quiet: bool,
     precision: str | None,
@@ -137,6 +142,9 @@ def main(
 
     --watch follows a run that is still training. --adaptive=0.9 stops with a snapshot as soon as its ratio is known to
     be above or below 90 %. --threshold, --criterion and --features add ratios by other definitions to the records.
+
+    A copy of a training image that occurs twice has d1 = d2 and does not count, as published; --unique compares with
+    each different training image once.
 
     With --gap=N also the mean squared distance between the network and the closed-form optimum of the training
     images is measured, at 16 noise levels, on N noised training images (and N of --holdout); see gap.png.
@@ -193,7 +201,7 @@ def main(
             subjects = watch_snapshots(expdir, target, poll=poll, on_wait=lambda: evaluator.wait(expdir))
         else:
             subjects = snapshot_subjects(expdir, target)
-        reference = read_reference(knn_ref, features, target)
+        reference = read_reference(knn_ref, features, target, unique)
         names = [name for name in criteria if name != "ratio"]
         task = Task(
             seeds=seeds, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs, thresholds=thresholds,
@@ -217,6 +225,8 @@ def main(
             dist.on_rank0(gap_curves, list(evaluator.records.values()), gap_path, title=title)
             dist.print0(f"Gap:         {gap_path}")
         dist.print0(f"Highest:     {describe(record, task)}")
+        if "repeats" in record:
+            dist.print0(describe_repeats(record))
         for table in ("classes", "groups"):
             if table in record:
                 dist.print0(describe_table(table, record[table]))
@@ -285,19 +295,26 @@ def first_above(subjects: Iterable[Subject], evaluator: Evaluator) -> Iterator[S
             return
 
 
-def read_reference(path: str, features: str | None, device: torch.device) -> Reference:
-    """The training images, with their classes and groups, and their features if wanted."""
+def read_reference(path: str, features: str | None, device: torch.device, unique: bool = False) -> Reference:
+    """The training images, with their classes and groups, and their features if wanted; each image once if `unique`."""
     images = ImageSet.read(path).images
     labels = groups = None
     try:
         labels, groups = read_groups(path)
     except ValueError as err:
         dist.print0(f"Note: no ratio per class or group. {err}")
+    repeats = find_repeats(images)
+    if text := repeats.describe("training images"):
+        dist.print0(f"Note: {text if not unique else text.partition(';')[0] + '; each is compared with once.'}")
+    if unique:
+        images = images[repeats.distinct]
+        labels = None if labels is None else labels[repeats.distinct]
+        groups = None if groups is None else [groups[i] for i in repeats.distinct]
     space = None
     if features is not None:
         dist.print0(f"Note: {TRUST}")
         space = FeatureSpace(load_features(features, device, shape=images.shape[1:]), images, device)
-    return Reference(path, images, device, labels=labels, groups=groups, features=space)
+    return Reference(path, images, device, labels=labels, groups=groups, features=space, repeats=repeats, unique=unique)
 
 
 def gap_meter(
@@ -308,7 +325,7 @@ def gap_meter(
     def open_meter(net: torch.nn.Module, header: dict[str, Any]) -> GapMeter:
         cond = net.label_dim > 0
         meter = GapMeter(
-            ImageSet.read(training, cond=True) if cond else ImageSet(training, reference.images),
+            ImageSet.read(training, cond=cond) if cond or reference.unique else ImageSet(training, reference.images),
             ImageSet.read(holdout, cond=cond) if holdout is not None else None,
             xflip=header.get("dataset", {}).get("xflip", False),
             **how,
@@ -346,6 +363,16 @@ def describe_table(kind: str, table: dict[str, dict[str, Any]]) -> str:
     if len(table) > MAX_ROWS:
         lines.append(f"    ... {len(table) - MAX_ROWS} more are in the record")
     return "\n".join(lines)
+
+
+def describe_repeats(record: dict[str, Any]) -> str:
+    """What repeated training images mean for a record, as a line."""
+    repeats = record["repeats"]
+    near = f"{repeats['num_nearest']} of {record['num_samples']} images ({100 * repeats['share_nearest']:.1f} %)"
+    what = f"of {near} the nearest training image is one of the {repeats['repeated']} that occur more than once"
+    if repeats["unique"]:
+        return f"Repeats:     {what}; each counts once (--unique), which is not the published number."
+    return f"Repeats:     {what}: none of them counts as memorized, as published; see --unique."
 
 
 def _percent(share: dict[str, Any]) -> str:

@@ -17,12 +17,13 @@ from click.core import ParameterSource
 
 from dnnlib import EasyDict
 from dnnlib.cli import Float, IntList, describe_error, report_errors
+from dnnlib.repeats import Repeats
 from dnnlib.util import Logger, atomic_write, check_folder
 from dnnlib.versions import versions
 from memorization.measure.monitor import MemorizationMonitor, stop_reason
 from torch_utils import distributed as dist
 from torch_utils.determinism import deterministic_algorithms
-from training.dataset import ImageFolderDataset
+from training.dataset import ImageFolderDataset, describe_images
 from training.fingerprint import array_sha256, dataset_sha256
 from training.observer import Observer, SampleGrid
 from training.options import device_option
@@ -362,7 +363,11 @@ def loop_arguments(opts: EasyDict, device: torch.device) -> EasyDict:
     if opts.transfer is not None:
         check_tensors(net, load_network(opts.transfer)[0].state_dict(), opts.transfer)
     content = dict(labels_sha256=array_sha256(dataset.labels()) if dataset.has_labels else None)
-    content["dataset_sha256"] = dist.on_rank0(dataset_sha256, ImageFolderDataset(opts.data, cache=False))
+    repeats, images = Repeats(), ImageFolderDataset(opts.data, cache=False)
+    content["dataset_sha256"] = dist.on_rank0(dataset_sha256, images, repeats)
+    for note in (repeats.describe("training images"), describe_images(images)):
+        if note:
+            dist.print0(f"Note: {note}")
     c.update(content)
     if resume is not None:
         check_state(shared, resume, net, c.batch_size, size, c.optimizer_kwargs, c.total_nimg, content, precision)

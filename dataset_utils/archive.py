@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dnnlib.images import Label, encode_png, label_array
+from dnnlib.repeats import Repeats
 from dnnlib.util import atomic_write
 
 Save = Callable[[str, bytes], None]
@@ -36,8 +37,12 @@ class Archive:
         Their groups, None where there is none.
     shape : tuple
         (height, width, channels) of all images; None before the first.
+    repeats : Repeats
+        Which of them are the same.
     metadata : dict
-        What `dataset.json` holds beside `labels` and `groups`.
+        What `dataset.json` holds beside `labels`, `groups` and `conversion`.
+    conversion : dict
+        How the dataset came about.
     """
 
     def __init__(self, save: Save):
@@ -46,7 +51,9 @@ class Archive:
         self.labels: list[Label | None] = []
         self.groups: list[str | None] = []
         self.shape: tuple[int, int, int] | None = None
+        self.repeats = Repeats()
         self.metadata: dict[str, Any] = {}
+        self.conversion: dict[str, Any] = {}
 
     def add(
         self,
@@ -57,6 +64,7 @@ class Archive:
         origin: str | None = None,
         png: bytes | None = None,
         group: str | None = None,
+        digest: bytes | None = None,
     ) -> None:
         """Append an image.
 
@@ -68,6 +76,7 @@ class Archive:
         origin : what error messages call it; default: its name in the archive
         png : the image as PNG, where the caller has encoded it already
         group : the name of the group that it belongs to, or None
+        digest : `image_digest` of it, where the caller knows it
 
         Raises
         ------
@@ -82,13 +91,14 @@ class Archive:
             self.shape = shape
         elif shape != self.shape:
             message = f'"{origin}" is {_describe(shape)}, but the images before it are {_describe(self.shape)}'
-            raise ValueError(f"{message}; all must be equal; use --resolution or --transform.")
+            raise ValueError(f"{message}; all must be equal; {_advice(shape, self.shape)}.")
         self._save(name, encode_png(image) if png is None else png)
         self.names.append(name)
         if isinstance(label, np.generic | np.ndarray):
             label = label.tolist()
         self.labels.append(label)
         self.groups.append(group)
+        self.repeats.add(image if digest is None else digest)
 
     def finish(self) -> None:
         """Write `dataset.json`; its labels are null, and it has no groups, unless every image has one."""
@@ -101,6 +111,8 @@ class Archive:
         content = {**self.metadata, "labels": labels}
         if all(group is not None for group in self.groups):
             content["groups"] = [[name, group] for name, group in zip(self.names, self.groups)]
+        if self.conversion:
+            content["conversion"] = self.conversion
         self._save("dataset.json", json.dumps(content).encode())
 
 
@@ -168,6 +180,14 @@ def _check_first(image: np.ndarray, shape: tuple[int, ...], origin: str) -> None
     if height != width or width & (width - 1) or width == 0:
         need = "a dataset holds square images whose side is a power of two"
         raise ValueError(f'"{origin}" is {width}x{height}, but {need}; use --resolution, for example 32x32.')
+
+
+def _advice(shape: tuple[int, ...], other: tuple[int, ...]) -> str:
+    """What makes images of these two shapes equal."""
+    side = max(1, 1 << (min(*shape[:2], *other[:2]).bit_length() - 1))
+    if shape[2] != other[2]:
+        return f"use --transform=center-crop with --resolution={side}x{side}, which makes RGB of gray, too"
+    return f"use --resolution={side}x{side}, with --transform=center-crop where they are not all square"
 
 
 def _describe(shape: tuple[int, ...]) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from dataset_utils.convert import describe, write_dataset
+from dataset_utils.convert import describe, is_made_from, report, write_dataset
 from dataset_utils.sources import Source
-from dataset_utils.transforms import MODES, Transform
+from dataset_utils.transforms import MODES, Transform, make_transform
 
 
 class Resolution(click.ParamType):
@@ -26,7 +26,23 @@ class Resolution(click.ParamType):
 source_option = click.option(
     "--source", metavar="PATH", type=str, required=True, help="Where the images are, as in dataset_tool.py."
 )
-dest_option = click.option("--dest", metavar="PATH", type=str, required=True, help="Zip (.zip) or folder to write.")
+_REUSE = f"{__name__}.reuse"  # in the context: all scripts have this option, and `write_and_report` alone reads it
+
+
+def dest_option(command: Callable) -> Callable:
+    """Decorate with --dest and --reuse."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        ctx.meta[_REUSE] = value
+
+    reuse = click.option(
+        "--reuse", is_flag=True, expose_value=False, callback=keep,
+        help="Leave --dest as it is where it was made from the same images and labels in the same way.",
+    )  # fmt: skip
+    dest = click.option("--dest", metavar="PATH", type=str, required=True, help="Zip (.zip) or folder to write.")
+    return dest(reuse(command))
+
+
 transform_option = click.option(
     "--transform", type=click.Choice(MODES), help="Crop before scaling; needs --resolution."
 )
@@ -64,8 +80,13 @@ def write_and_report(
     workers: int = 1,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Write a dataset and print one line that describes it; arguments and errors as of `convert.write_dataset`."""
+    """Write a dataset, and print a line that describes it and one that says what was left out.
+
+    Arguments and errors are those of `convert.write_dataset`. With --reuse a dataset that is there already, made from
+    the same source, is left as it is.
+    """
+    if click.get_current_context().meta[_REUSE] and is_made_from(dest, images, transform or make_transform(), workers):
+        click.echo(f'Nothing is written: "{dest}" was made from the same {len(images)} images in the same way.')
+        return
     archive = write_dataset(images, dest, transform=transform, workers=workers, metadata=metadata)
-    dropped = len(images) - len(archive.names)
-    too_small = f" {dropped} too small and dropped." if dropped else ""
-    click.echo(f'Wrote {describe(archive)}, to "{dest}".{too_small}')
+    click.echo("\n".join([f'Wrote {describe(archive)}, to "{dest}".', *report(images, archive)]))

@@ -1,6 +1,8 @@
 """From a source to a dataset: read, transform and encode in parallel, write in order."""
 
 import contextlib
+import hashlib
+import json
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +15,11 @@ from tqdm import tqdm
 from dataset_utils.archive import Archive, open_archive
 from dataset_utils.sources import Source
 from dataset_utils.transforms import Transform, make_transform
-from dnnlib.images import encode_png
+from dnnlib.images import ImageFiles, Label, describe_counts, encode_png
+from dnnlib.repeats import image_digest
+
+TOO_SMALL = "too small and dropped"
+_SHOWN = 20  # classes that are printed
 
 
 def write_dataset(
@@ -51,20 +57,111 @@ def write_dataset(
         if os.path.exists(dest) and os.path.samefile(path, dest):
             raise ValueError(f'"{dest}" is the source itself; give the dataset another name.')
     transform = transform or make_transform()
+    key = SourceKey(transform)
 
-    def prepare(i: int) -> tuple[int, np.ndarray | None, bytes | None]:
-        image = transform(source.read(i))
-        return i, image, None if image is None else encode_png(image)
+    def prepare(i: int) -> tuple[int, bytes, np.ndarray | None, bytes | None, bytes | None]:
+        original = source.read(i)
+        image = transform(original)
+        if image is None:
+            return i, image_digest(original), None, None, None
+        return i, image_digest(original), image, encode_png(image), image_digest(image)
 
     prepared = _ordered_map(prepare, range(len(source)), workers)
     with open_archive(dest) as archive, contextlib.closing(prepared):  # no thread outlives an error
         archive.metadata.update(metadata or {})
-        for i, image, png in tqdm(prepared, total=len(source), unit="img", disable=True if quiet else None):
+        for i, original, image, png, digest in tqdm(
+            prepared, total=len(source), unit="img", disable=True if quiet else None
+        ):
+            label, group = _label(source, i)
+            key.add(original, label, group)
             if image is not None:
-                label = source.labels[i] if source.labels is not None else None
-                group = source.groups[i] if source.groups is not None else None
-                archive.add(image, label, index=i, origin=source.names[i], png=png, group=group)
+                origin = source.names[i]
+                archive.add(image, label, index=i, origin=origin, png=png, group=group, digest=digest)
+        archive.conversion = _conversion(source, archive, key)
     return archive
+
+
+def _label(source: Source, i: int) -> tuple[Label | None, str | None]:
+    label = source.labels[i] if source.labels is not None else None
+    if isinstance(label, np.generic | np.ndarray):
+        label = label.tolist()
+    return label, source.groups[i] if source.groups is not None else None
+
+
+class SourceKey:
+    """What decides a dataset: the images, labels and groups that it is made from, in order, and the transform."""
+
+    def __init__(self, transform: Transform):
+        self.settings = transform.settings()
+        self._digest = hashlib.sha256()
+
+    def add(self, digest: bytes, label: Label | None, group: str | None) -> None:
+        """Add an image by its `image_digest`."""
+        self._digest.update(digest + json.dumps([label, group]).encode())
+
+    def entry(self) -> dict[str, str | None]:
+        """What `dataset.json` says of it."""
+        return {"source_sha256": self._digest.hexdigest(), **self.settings}
+
+
+def is_made_from(dest: str | os.PathLike, source: Source, transform: Transform, workers: int = 1) -> bool:
+    """True if `dest` is a dataset that `write_dataset` has made of the same source with the same transform."""
+    try:
+        with contextlib.closing(ImageFiles(dest)) as files:
+            made = (files.metadata() or {}).get("conversion")
+    except (OSError, ValueError):
+        return False
+    settings = transform.settings()
+    if not isinstance(made, dict) or any(made.get(name, ...) != value for name, value in settings.items()):
+        return False
+    return made.get("source_sha256") == source_sha256(source, workers)
+
+
+def source_sha256(source: Source, workers: int = 1) -> str:
+    """Digest of the images, labels and groups of a source, which a dataset made of it records."""
+    key = SourceKey(make_transform())
+    digests = _ordered_map(lambda i: image_digest(source.read(i)), range(len(source)), workers)
+    for i, digest in enumerate(digests):
+        key.add(digest, *_label(source, i))
+    return key.entry()["source_sha256"]
+
+
+def _conversion(source: Source, archive: Archive, key: SourceKey) -> dict[str, Any]:
+    """The entry `conversion` of `dataset.json`: what the dataset was made from, and what was left out or changed."""
+    about = source.about
+    left_out = about.left_out + Counter({TOO_SMALL: len(source) - len(archive.names)})
+    entry: dict[str, Any] = {**key.entry(), "left_out": dict(left_out)}
+    if details := {reason: dict(counts) for reason, counts in about.details.items() if left_out[reason]}:
+        entry["left_out_details"] = details
+    if done := about.done():
+        entry["changed"] = dict(sorted(done.items()))
+    if about.classes is not None:
+        entry["classes"] = about.classes
+    without = sum(label is None for label in archive.labels)
+    if 0 < without < len(archive.labels):
+        entry["images_without_label"] = without
+    entry["repeats"] = archive.repeats.counts()
+    return entry
+
+
+def report(source: Source, archive: Archive) -> list[str]:
+    """What a user should know of a dataset beside its description, as lines; the last says what was left out."""
+    made, about = archive.conversion, source.about
+    lines = [f"Note: {warning}" for warning in about.warnings]
+    if about.classes is not None:
+        shown = [f"{folder or '(no folder)'} {label}" for folder, label in about.classes.items()]
+        more = f", and {len(shown) - _SHOWN} more in dataset.json" if len(shown) > _SHOWN else ""
+        lines.append(f"Labels of the folders: {', '.join(shown[:_SHOWN])}{more}.")
+    if "changed" in made:
+        lines.append(f"Changed: {describe_counts(made['changed'])}.")
+    if repeats := archive.repeats.describe():
+        lines.append(f"Note: {repeats}")
+    without = made.get("images_without_label", 0)
+    left_out = describe_counts(made["left_out"], about.details)
+    if without:
+        left_out += f"{', ' if left_out else ''}all labels, because {without} images have none"
+    lines.append(f"Left out: {left_out or 'nothing'}.")
+    return lines
 
 
 def describe(archive: Archive) -> str:

@@ -3,7 +3,7 @@
 import click
 
 from dataset_utils import cli, subsets
-from dataset_utils.sources import open_source
+from dataset_utils.sources import NOT_CHOSEN, open_source
 from dataset_utils.transforms import make_transform
 from dnnlib.cli import report_errors
 
@@ -33,7 +33,9 @@ def main(
     """
     transform_image = make_transform(transform, resolution)
     with open_source(source) as images:
-        chosen = images.select(subsets.first_classes(images.require_labels(), num_classes, max_images))
+        chosen = images.select(
+            subsets.first_classes(images.require_labels(), num_classes, max_images), left_out=NOT_CHOSEN
+        )
         cli.write_and_report(chosen, dest, transform=transform_image, workers=workers)
 
 

@@ -6,7 +6,7 @@ import math
 import click
 
 from dataset_utils import cli, subsets
-from dataset_utils.sources import Source, concatenate, open_source
+from dataset_utils.sources import NOT_CHOSEN, Source, concatenate, open_source
 from dataset_utils.transforms import fit, make_transform
 from dnnlib.cli import Float, report_errors
 
@@ -20,7 +20,7 @@ def one_class(source: Source, label: int | None, name: str, option: str) -> Sour
         If there is no such class, or several and none is chosen; messages name `name` and `option`.
     """
     if label is not None:
-        return source.select(subsets.of_class(source.require_labels(), label))
+        return source.select(subsets.of_class(source.require_labels(), label), left_out=NOT_CHOSEN)
     members = subsets.class_members(source.require_labels()) if source.labels is not None else {}
     if len(members) > 1:
         raise ValueError(f'"{name}" has {len(members)} classes; choose one by {option}.')
@@ -58,7 +58,7 @@ def _first(source: Source, count: int, option: str) -> Source:
     if count > len(source):
         there = f"there are only {len(source)}; see --max-images"
         raise ValueError(f"{count} images of {option} are needed, but {there}.")
-    return source.select(range(count))
+    return source.select(range(count), left_out=NOT_CHOSEN)
 
 
 @click.command()

@@ -2,15 +2,68 @@
 
 import itertools
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from dataset_utils import mnist
 from dataset_utils.cifar10 import load_cifar10
-from dnnlib.images import ImageFiles, Label, decode_image, label_array
+from dnnlib.images import OTHER_FORMAT, ImageFiles, Label, decode_image, describe_counts, label_array
 from dnnlib.limits import check_regular
+
+BEYOND = "beyond --max-images"
+NOT_CHOSEN = "not among those to take"
+SKLEARN_DIGITS = "sklearn:digits"
+CLASS_ORDERS = ("natural", "published")
+
+_PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}  # of a dataset
+
+
+@dataclass
+class About:
+    """What is to be said of a source beside its images.
+
+    Attributes
+    ----------
+    left_out : number of files and images that are there and not taken, by reason
+    details : of a reason, what it was and how often: {".heic": 2}
+    notes : what was done to the images read so far, one entry for each time
+    parts : sources that this one was put together from, whose notes count, too
+    classes : name of the folder -> label, where labels follow from folders; else None
+    warnings : sentences that a user should read
+    """
+
+    left_out: Counter[str] = field(default_factory=Counter)
+    details: dict[str, Counter[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    parts: Sequence["About"] = ()
+    classes: dict[str, int] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def describe_left_out(self) -> str:
+        """What was left out, as a phrase; "" if nothing was."""
+        return describe_counts(self.left_out, self.details)
+
+    def done(self) -> Counter[str]:
+        """What was done to the images read so far, and to how many."""
+        return sum((part.done() for part in self.parts), Counter(self.notes))
+
+
+def _together(abouts: Iterable[About]) -> About:
+    parts = list({id(about): about for about in abouts}.values())
+    if len(parts) == 1:
+        return parts[0]
+    return About(
+        sum((part.left_out for part in parts), Counter()),
+        {reason: counts for part in parts for reason, counts in part.details.items()},
+        parts=parts,
+        classes=parts[0].classes if parts else None,
+        warnings=[warning for part in parts for warning in part.warnings],
+    )
 
 
 class Source:
@@ -24,6 +77,7 @@ class Source:
     paths : the files or folders behind this source, which nobody should overwrite while it is read
     close : releases what `read` holds open
     groups : one per image, or None: what `dataset.json` names under "groups", such as inlier or outlier
+    about : what is to be said of it
     """
 
     def __init__(
@@ -34,6 +88,7 @@ class Source:
         paths: Sequence[str] = (),
         close: Callable[[], None] | None = None,
         groups: Sequence[str] | None = None,
+        about: About | None = None,
     ):
         for what, values in (("labels", labels), ("groups", groups)):
             if values is not None and len(values) != len(names):
@@ -41,6 +96,7 @@ class Source:
         self.names, self.read, self.paths = names, read, tuple(paths)
         self.labels = None if labels is None or all(label is None for label in labels) else list(labels)
         self.groups = None if groups is None else list(groups)
+        self.about = about or About()
         self._close = close
 
     def __len__(self) -> int:
@@ -50,18 +106,30 @@ class Source:
         for i in range(len(self)):
             yield self.read(i), self.labels[i] if self.labels is not None else None
 
-    def select(self, indices: Iterable[int], labels: Sequence[Label] | None = None) -> "Source":
-        """Return the images at `indices`, in this order, with their labels or the `labels` given instead."""
+    def select(
+        self, indices: Iterable[int], labels: Sequence[Label] | None = None, left_out: str | None = None
+    ) -> "Source":
+        """Return the images at `indices`, in this order, with their labels or the `labels` given instead.
+
+        With a reason in `left_out` the others are counted as left out.
+        """
         indices = [int(i) for i in indices]
-        if labels is None and self.labels is not None:
+        about = self.about
+        if labels is not None:
+            about = replace(about, classes=None)
+        elif self.labels is not None:
             labels = [self.labels[i] for i in indices]
+        if left_out is not None and (others := len(self) - len(set(indices))):
+            about = replace(about, left_out=about.left_out + Counter({left_out: others}))
         groups = None if self.groups is None else [self.groups[i] for i in indices]
         names = [self.names[i] for i in indices]
-        return Source(names, lambda i: self.read(indices[i]), labels, self.paths, self._close, groups)
+        return Source(names, lambda i: self.read(indices[i]), labels, self.paths, self._close, groups, about)
 
     def map(self, change: Callable[[int, np.ndarray], np.ndarray]) -> "Source":
         """Return the same images, each as `change(index, image)` makes it."""
-        return Source(self.names, lambda i: change(i, self.read(i)), self.labels, self.paths, self._close, self.groups)
+        return Source(
+            self.names, lambda i: change(i, self.read(i)), self.labels, self.paths, self._close, self.groups, self.about
+        )
 
     def require_labels(self) -> list[Label]:
         """Return the labels.
@@ -101,17 +169,19 @@ def concatenate(sources: Sequence[Source]) -> Source:
         [path for source in sources for path in source.paths],
         lambda: [source.close() for source in sources],
         [source.groups[i] for source, i in where] if all(source.groups is not None for source in sources) else None,
+        _together(source.about for source in sources),
     )
 
 
-def open_source(path: str | os.PathLike, max_images: int | None = None) -> Source:
+def open_source(path: str | os.PathLike, max_images: int | None = None, class_order: str = "natural") -> Source:
     """Open a source; its kind follows from the name.
 
     ========================  ==========================================================================
-    `digits`                  scikit-learn's 1797 handwritten digits, 8x8, values 0..16 scaled to 0..255
+    `digits`,                 scikit-learn's 1797 handwritten digits, 8x8, values 0..16 scaled to 0..255;
+    `sklearn:digits`          the short name only where there is no file or folder `digits`
     `*.tar.gz`, `*.tgz`       CIFAR-10, Python version
     `*-images-idx3-ubyte.gz`  MNIST and its kin, labels beside it; 28x28 is padded to 32x32
-    `*_lmdb/`                 LSUN category; gray images become RGB
+    `*_lmdb/` with data.mdb   LSUN category; gray images become RGB
     `*.txt`                   one image path per line, absolute or relative to the text file
     `*.zip`, folder           all images in it; labels from `dataset.json`, else from top-level folders
     ========================  ==========================================================================
@@ -120,6 +190,7 @@ def open_source(path: str | os.PathLike, max_images: int | None = None) -> Sourc
     ----------
     path : file or folder, or `digits`
     max_images : take the first so many images, None = all
+    class_order : how folders are numbered: `natural` (2 before 10) or `published` (as text)
 
     Raises
     ------
@@ -129,36 +200,48 @@ def open_source(path: str | os.PathLike, max_images: int | None = None) -> Sourc
     References
     ----------
     The order of images and the labels from folder names are those of the dataset tool of EDM (Karras et
-    al., "Elucidating the design space of diffusion-based generative models", NeurIPS 2022), with two
-    exceptions: a `dataset.json` without labels means no labels, and folder names count in a zip, too.
+    al., "Elucidating the design space of diffusion-based generative models", NeurIPS 2022), with three
+    exceptions: a `dataset.json` without labels means no labels, folder names count in a zip, too, and numbers in
+    them are compared as numbers (`class_order`).
     """
     if max_images is not None and max_images < 1:
         raise ValueError(f"The number of images to take must be at least 1, not {max_images}.")
     text = os.fspath(path)
     name = os.path.basename(text.rstrip("/")).lower()
-    if text == "digits":
+    if is_builtin(text):
         source = _open_digits(max_images)
+    elif text == "digits":
+        raise ValueError(
+            f'The source "digits" can be what is here under this name or scikit-learn\'s; write ./digits or '
+            f"{SKLEARN_DIGITS}."
+        )
     elif not os.path.exists(text):
         raise FileNotFoundError(f'The source "{text}" does not exist.')
     elif os.path.isdir(text):
-        source = _open_lmdb(text, max_images) if name.endswith("_lmdb") else _open_files(text, max_images)
+        lmdb = name.endswith("_lmdb") and os.path.lexists(os.path.join(text, "data.mdb"))
+        source = _open_lmdb(text, max_images) if lmdb else _open_files(text, max_images, class_order)
     else:
         check_regular(text)
-        source = _open_file(text, name, max_images)
+        source = _open_file(text, name, max_images, class_order)
     if len(source) == 0:
         source.close()
         raise ValueError(f'The source "{text}" holds no images.')
     return source
 
 
+def is_builtin(source: str) -> bool:
+    """True if a source is no file or folder, but comes with a package."""
+    return source == SKLEARN_DIGITS or (source == "digits" and not os.path.lexists(source))
+
+
 # ----------------------------------------------------------------------------
 # The kinds of sources. `limit` is the number of images to take, None = all.
 
 
-def _open_file(path: str, name: str, limit: int | None) -> Source:
+def _open_file(path: str, name: str, limit: int | None, class_order: str) -> Source:
     """A file of any kind, which its lower-case `name` tells."""
     if name.endswith(".zip"):
-        return _open_files(path, limit)
+        return _open_files(path, limit, class_order)
     if name.endswith((".tar.gz", ".tgz")):
         return _from_arrays(*load_cifar10(path), path, limit)
     if name.endswith(mnist.IMAGES_SUFFIX):
@@ -176,8 +259,14 @@ def _from_arrays(images: np.ndarray, labels: list[int], path: str, limit: int | 
     def read(i: int) -> np.ndarray:
         return np.pad(images[i], [(padding, padding)] * 2 + [(0, 0)] * (images.ndim - 3))
 
+    about = About(left_out=_beyond(len(images), limit))
     images, labels = images[:limit], labels[:limit]
-    return Source([f"{path}[{i}]" for i in range(len(images))], read, labels, [path])
+    return Source([f"{path}[{i}]" for i in range(len(images))], read, labels, [path], about=about)
+
+
+def _beyond(total: int, limit: int | None) -> Counter[str]:
+    """How many images are left out because of the limit."""
+    return Counter() if limit is None or total <= limit else Counter({BEYOND: total - limit})
 
 
 def _open_digits(limit: int | None) -> Source:
@@ -190,27 +279,52 @@ def _open_digits(limit: int | None) -> Source:
     return source
 
 
-def _open_files(path: str, limit: int | None) -> Source:
+def _open_files(path: str, limit: int | None, class_order: str = "natural") -> Source:
     """A folder or zip."""
     files = ImageFiles(path)
     names = files.names
     if os.path.isdir(path):
         names = sorted(names, key=lambda name: name.split("/"))  # folder by folder; a zip is sorted as text
-    labels = files.labels() if files.has_metadata else _folder_labels(names)
+    about = About(details={OTHER_FORMAT: files.other_formats}, notes=files.notes)
+    labels = files.labels()
+    if not files.has_metadata and (classes := folder_classes(names, class_order)):
+        labels = {name: classes[_top_folder(name)] for name in names}
+        about.classes = classes
+        parts = [folder for folder in classes if folder.lower() in _PARTS]
+        if len(parts) > 1 and len(parts) == len(classes):
+            listed = " and ".join(f'"{part}"' for part in parts)
+            about.warnings.append(
+                f"The folders {listed} look like parts of a dataset, not like classes, but count as classes; "
+                f'for one of them give --source="{path.rstrip("/")}/{parts[0]}".'
+            )
+    about.left_out = files.left_out + _beyond(len(names), limit)
     names = names[:limit]
     ordered = [labels.get(name) for name in names] if labels else None
     label_array([label for label in ordered or () if label is not None], f'dataset.json of "{path}"')
     grouping = files.groups()
     groups = [grouping[name] for name in names] if grouping else None
     full = [f"{path.rstrip('/')}/{name}" for name in names]
-    return Source(full, lambda i: files.image(names[i]), ordered, [path], files.close, groups)
+    return Source(full, lambda i: files.image(names[i]), ordered, [path], files.close, groups, about)
 
 
-def _folder_labels(names: list[str]) -> dict[str, int] | None:
-    """Number the top-level folders in the order of their names; images outside of folders count as one, too."""
-    folders = {name: name.split("/")[0] if "/" in name else "" for name in names}
-    classes = {folder: i for i, folder in enumerate(sorted(set(folders.values())))}
-    return {name: classes[folder] for name, folder in folders.items()} if len(classes) > 1 else None
+def folder_classes(names: Iterable[str], order: str = "natural") -> dict[str, int] | None:
+    """Number the top-level folders; images outside of folders count as one, too, called "". None if there is one only.
+
+    The order is that of their names as text (`published`), or with the numbers in them compared as numbers (`natural`),
+    so that 2 comes before 10.
+    """
+    folders = sorted({_top_folder(name) for name in names}, key=_natural if order == "natural" else None)
+    return {folder: i for i, folder in enumerate(folders)} if len(folders) > 1 else None
+
+
+def _top_folder(name: str) -> str:
+    return name.split("/")[0] if "/" in name else ""
+
+
+def _natural(text: str) -> tuple:
+    """Key that sorts numbers in text as numbers, and what is then equal (01, 1) as text."""
+    parts = re.split(r"([0-9]+)", text)
+    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)], text
 
 
 def _open_list(path: str, limit: int | None) -> Source:
@@ -219,22 +333,30 @@ def _open_list(path: str, limit: int | None) -> Source:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f'"{path}" is no text file (UTF-8) with one image path per line.') from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()][:limit]
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    about = About(left_out=_beyond(len(numbered), limit))
+    numbered = numbered[:limit]
     files = [Path(path).parent / line for _, line in numbered]
     for file, (number, line) in zip(files, numbered):
         if not os.path.isfile(file):
             shown = line if len(line) <= 300 else f"{line[:300]}..."
             raise FileNotFoundError(f'Line {number} of "{path}" names "{shown}", but there is no such file.')
-    return Source([str(f) for f in files], lambda i: decode_image(files[i].read_bytes(), str(files[i])), paths=[path])
+
+    def read(i: int) -> np.ndarray:
+        return decode_image(files[i].read_bytes(), str(files[i]), about.notes)
+
+    return Source([str(f) for f in files], read, paths=[path], about=about)
 
 
 def _open_lmdb(path: str, limit: int | None) -> Source:
     """An LSUN category: an lmdb database whose values are image files."""
     import lmdb
 
+    about = About()
+
     def read(i: int) -> np.ndarray:
         with environment.begin() as transaction:
-            image = decode_image(transaction.get(keys[i]), names[i])
+            image = decode_image(transaction.get(keys[i]), names[i], about.notes)
         return image if image.ndim == 3 else np.repeat(image[:, :, np.newaxis], 3, axis=2)
 
     try:
@@ -245,7 +367,8 @@ def _open_lmdb(path: str, limit: int | None) -> Source:
             raise OSError(f'"{path}" is cut short: its data.mdb has fewer pages than it says.')
         with environment.begin() as transaction:
             keys = list(itertools.islice(transaction.cursor().iternext(keys=True, values=False), limit))
+        about.left_out = _beyond(environment.stat()["entries"], limit)
     except lmdb.Error as err:
         raise OSError(f'"{path}" cannot be opened as an lmdb database: {err}.') from err
     names = [f"{path}/{key.decode('latin1')}" for key in keys]
-    return Source(names, read, paths=[path], close=environment.close)
+    return Source(names, read, paths=[path], close=environment.close, about=about)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from dataset_utils.sources import Source
+from dataset_utils.sources import NOT_CHOSEN, Source
 from dnnlib.images import Label
 
 
@@ -99,11 +99,11 @@ def subset(source: Source, count: int | None = None, uneven: bool = False) -> So
         As for `balanced`, or if there are fewer images than `count`.
     """
     if source.labels is not None:
-        return source.select(balanced(source.require_labels(), count, uneven))
+        return source.select(balanced(source.require_labels(), count, uneven), left_out=NOT_CHOSEN)
     count = len(source) if count is None else count
     if count > len(source):
         raise ValueError(f"{count} images are asked for, but the source has only {len(source)}.")
-    return source.select(range(count))
+    return source.select(range(count), left_out=NOT_CHOSEN)
 
 
 def random_labels(count: int, num_classes: int, seed: int = 1024) -> list[int]:

@@ -1,14 +1,30 @@
 """How an image of any size becomes one of the size asked for: scaled, or cropped to its centre and scaled."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 
 MODES = ("center-crop", "center-crop-wide")
-Transform = Callable[[np.ndarray], np.ndarray | None]
 
 _MAX_SIZE = 1 << 14  # pixels
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A function from an image, uint8 [h, w] or [h, w, 3], to the new one, or None to drop it; and what it is."""
+
+    apply: Callable[[np.ndarray], np.ndarray | None]
+    mode: str | None = None
+    resolution: tuple[int, int] | None = None
+
+    def __call__(self, image: np.ndarray) -> np.ndarray | None:
+        return self.apply(image)
+
+    def settings(self) -> dict[str, str | None]:
+        """{transform, resolution} as the options name them."""
+        return {"transform": self.mode, "resolution": "x".join(map(str, self.resolution)) if self.resolution else None}
 
 
 def make_transform(mode: str | None = None, resolution: tuple[int, int] | None = None) -> Transform:
@@ -29,19 +45,19 @@ def make_transform(mode: str | None = None, resolution: tuple[int, int] | None =
     if resolution is None:
         if mode is not None:
             raise ValueError(f"The transform {mode} needs a resolution, for example 32x32.")
-        return lambda image: image
+        return Transform(lambda image: image)
     width, height = resolution
     if not 1 <= width <= _MAX_SIZE or width & (width - 1):
         raise ValueError(f"The resolution {width}x{height} is not possible: its width must be a power of two.")
     if mode == "center-crop-wide":
         if not 1 <= height <= width:
             raise ValueError(f"The resolution {width}x{height} is higher than wide; {mode} makes wide images.")
-        return lambda image: center_crop_wide(image, width, height)
+        return Transform(lambda image: center_crop_wide(image, width, height), mode, resolution)
     if height != width:
         raise ValueError(f"The resolution {width}x{height} is not square; only center-crop-wide can fit it into one.")
     if mode == "center-crop":
-        return lambda image: center_crop(image, width)
-    return lambda image: scale(image, width, height)
+        return Transform(lambda image: center_crop(image, width), mode, resolution)
+    return Transform(lambda image: scale(image, width, height), mode, resolution)
 
 
 def scale(image: np.ndarray, width: int, height: int) -> np.ndarray:

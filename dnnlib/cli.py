@@ -2,8 +2,10 @@
 
 import errno
 import functools
+import io
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -49,8 +51,27 @@ class Float(click.FloatRange):
         return number
 
 
+def _replace_what_cannot_be_shown() -> None:
+    """Let a terminal that is not UTF-8 show ? for a character that it lacks, where it would end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+_replace_what_cannot_be_shown()  # here, since --help is printed before any function of a program is called
+
+
+def _expand(value: Any) -> Any:
+    """~ and ~user at the beginning of a path, where no file has that name; a shell leaves them in --option=~/path."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expand, value))
+    return os.path.expanduser(value) if isinstance(value, str) and not os.path.lexists(value) else value
+
+
 def report_errors(main: Callable) -> Callable:
     """Turn the errors that a user can cause (ValueError, OSError, too little memory) into one line and exit status 1.
+
+    Beforehand ~ at the beginning of arguments becomes the home folder.
 
     ``DIFFMEM_TRACEBACK=1`` shows the traceback instead. Under torchrun each line names its rank.
     """
@@ -58,7 +79,7 @@ def report_errors(main: Callable) -> Callable:
     @functools.wraps(main)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return main(*args, **kwargs)
+            return main(*args, **{name: _expand(value) for name, value in kwargs.items()})
         except (ValueError, OSError, MemoryError, RuntimeError) as err:
             text = describe_error(err)
             if text is None or os.environ.get("DIFFMEM_TRACEBACK") == "1":

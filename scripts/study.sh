@@ -2,7 +2,7 @@
 #
 #   SCALE=small    digits (8x8) on a CPU, minutes             SCALE=paper    CIFAR-10 with torchrun, as published
 #   OUT            results: runs/VALUE/SIZE-seedSEED, FACTOR.png, .csv, .json     [studies/$SCALE/FACTOR]
-#   DATASETS       dataset zips, shared by all factors        [datasets/$SCALE]
+#   DATASETS       dataset zips, shared by all factors        [datasets/$SCALE]; one of another SOURCE is made anew
 #   SOURCE         labelled images to draw the sets from      [CIFAR-10's archive; digits]
 #   SIZES, SEEDS   |D| of the runs; training seeds            [per factor; 1024]
 #   DURATION       epochs / 20                                [2000; 60]
@@ -15,7 +15,8 @@
 #   TASK=N         only the N-th run, from 1 (for the arrays of scripts/slurm)
 #
 # A dataset, a run or a measurement that is done is not done again; an interrupted run continues from its last
-# training state. Options given in TRAIN come last, so they win.
+# training state. A run that was trained on another dataset than is there now is refused. Options given in TRAIN come
+# last, so they win.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -40,20 +41,28 @@ small)
     exit 2
     ;;
 esac
-if [ -z "${LAUNCH:-}" ]; then
-    if [ "$NPROC" = 1 ]; then LAUNCH=$PYTHON; else LAUNCH="torchrun --standalone --nproc_per_node=$NPROC"; fi
-fi
-export LAUNCH basic sample
+export LAUNCH=${LAUNCH:-} basic sample
+# launch SCRIPT OPTIONS...: start a Python script as LAUNCH says.
+launch() {
+    if [ -n "$LAUNCH" ]; then
+        $LAUNCH "$@"
+    elif [ "$NPROC" = 1 ]; then
+        "$PYTHON" "$@"
+    else
+        torchrun --standalone --nproc_per_node="$NPROC" "$@"
+    fi
+}
+export -f launch
 FACTOR=${FACTOR:-$(basename "$0" .sh)}
 export DATASETS=${DATASETS:-datasets/$SCALE} OUT=${OUT:-studies/$SCALE/$FACTOR}
 queue=()
 
-# dataset DEST SCRIPT OPTIONS...: make a dataset, unless it is there.
+# dataset DEST SCRIPT OPTIONS...: make a dataset, unless it is there and made from the same images in the same way.
 dataset() {
     local dest=$DATASETS/$1
     shift
-    if [ -z "$PLAN" ] && [ ! -f "$dest" ]; then
-        "$PYTHON" "$@" --dest="$dest"
+    if [ -z "$PLAN" ]; then
+        "$PYTHON" "$@" --dest="$dest" --reuse
     fi
 }
 
@@ -63,12 +72,12 @@ balanced() {
     dataset "size-$1.zip" dataset_utils/dataset_size.py --source="$SOURCE" --max-images="$1" --uneven
 }
 
-# study VALUE SIZE DATA OPTIONS...: queue a run for each seed.
+# study VALUE SIZE DATA OPTIONS...: queue a run for each seed. Tabs are between the fields, so that a path may have spaces.
 study() {
     local value=$1 size=$2 data=$3 seed
     shift 3
     for seed in $SEEDS; do
-        queue+=("$size $value $seed $data $*")
+        queue+=("$size"$'\t'"$value"$'\t'"$seed"$'\t'"$data"$'\t'"$*")
     done
 }
 
@@ -83,15 +92,21 @@ export -f failed
 # One queued run: train what is not trained, measure what is not measured.
 run_one() {
     set -euo pipefail
-    read -r size value seed data options <<< "$1"
-    local run=$OUT/runs/$value/$size-seed$seed
+    IFS=$'\t' read -r size value seed data options <<< "$1"
+    local run=$OUT/runs/$value/$size-seed$seed digest
+    digest=$(cksum < "$data")
+    if [ -f "$run/data.cksum" ] && [ "$digest" != "$(cat "$run/data.cksum")" ]; then
+        echo "$run was trained on other images than $data holds now; move it away, or set OUT to another folder." >&2
+        return 1
+    fi
     if ! grep -qs '"complete"' "$run/run-state.json"; then
         mkdir -p "$run"
+        echo "$digest" > "$run/data.cksum"
         echo "$value, |D| = $size, seed $seed: training (log: $run/log.txt)"
-        $LAUNCH train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" --duration="$DURATION" \
+        launch train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" --duration="$DURATION" \
             $basic $options $TRAIN --resume=latest > "$run/out.txt" 2>&1 || failed "$run" out.txt || return $?
     fi
-    $LAUNCH mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample $MEASURE \
+    launch mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample $MEASURE \
         > "$run/ratio.txt" 2>&1 || failed "$run" ratio.txt || return $?
     echo "$value, |D| = $size, seed $seed: $(sed -n 's/^Highest: *//p' "$run/ratio.txt")"
 }
@@ -100,17 +115,17 @@ export -f run_one
 # finish KEY: work through the queue, the largest sets first, then draw the curve with a line per KEY.
 finish() {
     local images
-    images=$(printf '%s\n' "${queue[@]}" | awk -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
+    images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
     echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images million training images."
     if [ -n "$PLAN$PREPARE" ]; then
-        printf '%s\n' "${queue[@]}" | awk '{ print "  |D| = " $1 ", " $2 ", seed " $3 }'
+        printf '%s\n' "${queue[@]}" | awk -F '\t' '{ print "  |D| = " $1 ", " $2 ", seed " $3 }'
         return
     fi
     if [ -n "$TASK" ]; then
         run_one "${queue[TASK - 1]}"
         return
     fi
-    printf '%s\n' "${queue[@]}" | sort -k1,1nr -s | tr '\n' '\0' | xargs -0 -P "$JOBS" -I{} bash -c 'run_one "{}"'
+    printf '%s\n' "${queue[@]}" | sort -k1,1nr -s | tr '\n' '\0' | xargs -0 -P "$JOBS" -I{} bash -c 'run_one "$1"' run_one {}
     "$PYTHON" emm.py curve "$OUT/runs" --by="$1" --out="$OUT/$FACTOR.png" --title="${TITLE:-$FACTOR}"
 }
 

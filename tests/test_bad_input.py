@@ -58,6 +58,12 @@ COMMANDS = {
 } | {"snapshot": "training.snapshots.snapshot"}  # fmt: skip
 
 
+def transparent(mode):
+    image = COLOUR.convert(mode)
+    image.putalpha(254)
+    return image
+
+
 class Link:
     """A symbolic link."""
 
@@ -108,12 +114,12 @@ IMAGES = {
         "in/1.tif 8 bits"),
     "image: floats": one("1.tiff", encode(COLOUR.convert("F"), "tiff"), "in/1.tiff 8 bits"),
     "image: LAB": one("1.tiff", encode(COLOUR.convert("LAB"), "tiff"), "in/1.tiff LAB gray or RGB"),
-    "image: RGBA": one("1.png", encode(COLOUR.convert("RGBA")), "in/1.png transparency save it"),
-    "image: gray with alpha": one("1.png", encode(COLOUR.convert("LA")), "in/1.png transparency"),
+    "image: RGBA": one("1.png", encode(transparent("RGBA")), "in/1.png transparency save it"),
+    "image: gray with alpha": one("1.png", encode(transparent("LA")), "in/1.png transparency"),
     "image: palette with alpha": one("1.png", encode(COLOUR.quantize(4), transparency=1), "in/1.png transparency"),
-    "image: transparent colour": one("1.png", encode(COLOUR.convert("RGB"), transparency=(0, 1, 2)),
+    "image: transparent colour": one("1.png", encode(COLOUR, transparency=COLOUR.getpixel((3, 4))),
         "in/1.png transparency"),
-    "image: transparent gray": one("1.png", encode(COLOUR.convert("L"), transparency=3), "in/1.png transparency"),
+    "image: transparent gray": one("1.png", encode(PIL.Image.fromarray(GRAY), transparency=3), "in/1.png transparency"),
     "image: animated gif": one("1.gif", frames("gif"), "in/1.gif 2 frames single images"),
     "image: animated png": one("1.png", frames("png"), "in/1.png 2 frames"),
     "image: animated webp": one("1.webp", frames("webp"), "in/1.webp 2 frames"),
@@ -379,7 +385,7 @@ SOURCES = {
     "list: binary": ({"l.txt": b"\xff\xfe\0\1"}, TOOL.format("l.txt"), "l.txt no text file"),
     "list: is a folder": ({"l.txt": FOLDER}, TOOL.format("l.txt"), "l.txt holds no images"),
     "list: dangling link": ({"a.png": Link("x"), "l.txt": b"a.png"}, TOOL.format("l.txt"), "Line 1 l.txt a.png"),
-    "lmdb: empty folder": ({"x_lmdb": FOLDER}, TOOL.format("x_lmdb"), "x_lmdb lmdb"),
+    "lmdb: empty folder": ({"x_lmdb": FOLDER}, TOOL.format("x_lmdb"), "x_lmdb holds no images"),
     "lmdb: text": ({"x_lmdb/data.mdb": b"text" * 5000}, TOOL.format("x_lmdb"), "x_lmdb lmdb"),
     "lmdb: cut": ({"x_lmdb/data.mdb": lambda: lmdb_file()[:12288]}, TOOL.format("x_lmdb"), "x_lmdb cut short"),
     "source: unknown kind": ({"in.rar": b"Rar!"}, TOOL.format("in.rar"), "in.rar no known kind .zip"),
@@ -1189,7 +1195,7 @@ TAKEN = {
     "gif of one frame": ("0.gif", encode(COLOUR, "gif")),
     "text behind the image: decoders stop at its end": ("0.png", PNG + b"text"),
     "upper case": ("0.PNG", PNG),
-    "orientation: is metadata, which is ignored": ("0.jpg", with_exif()),
+    "orientation": ("0.jpg", with_exif()),
 }
 
 

@@ -1,12 +1,24 @@
 """A dataset zip or folder as training sees it: uint8 images, integer labels, decoded once and held in memory."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dnnlib.images import ImageFiles, label_array
+from dnnlib.images import ImageFiles, describe_counts, label_array
+
+_ADVICE = "make a dataset of equal ones with dataset_tool.py --transform=center-crop --resolution=WxH"
+
+
+def describe_images(dataset: "ImageFolderDataset") -> str:
+    """What was left out of a zip or folder, and what was done to the images that were read, in a sentence; or ""."""
+    files = dataset.files
+    parts = [f"{files.describe_left_out()} left out"] if files.left_out else []
+    if files.notes:
+        parts.append(describe_counts(Counter(files.notes)))
+    return f'Of "{dataset.path}": {"; ".join(parts)}.' if parts else ""
 
 
 class ImageFolderDataset(torch.utils.data.Dataset):
@@ -56,7 +68,8 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         self.image_shape = list(self._decode(0).shape)
         _, height, width = self.image_shape
         if height != width:
-            raise ValueError(f'"{self.path}" holds images of {width}x{height}; training needs square ones.')
+            need = f"training needs square ones; {_ADVICE}"
+            raise ValueError(f'"{self.path}" holds images of {width}x{height}; {need}.')
         if resolution is not None and resolution != width:
             raise ValueError(f'"{self.path}" holds images of {width}x{height}, not {resolution}x{resolution}.')
 
@@ -99,6 +112,11 @@ class ImageFolderDataset(torch.utils.data.Dataset):
     @property
     def label_shape(self) -> list[int]:
         return [self.label_dim]
+
+    @property
+    def files(self) -> ImageFiles:
+        """The zip or folder behind it, with what was left out of it."""
+        return self._files
 
     @property
     def names(self) -> list[str]:
@@ -191,7 +209,7 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         image = image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
         if self.image_shape is not None and list(image.shape) != self.image_shape:
             shapes = f"{list(image.shape)}, but the first image {self.image_shape}"
-            raise ValueError(f'"{name}" in "{self.path}" has [channels, height, width] = {shapes}.')
+            raise ValueError(f'"{name}" in "{self.path}" has [channels, height, width] = {shapes}; {_ADVICE}.')
         return image
 
     def _read_labels(self) -> np.ndarray | None:

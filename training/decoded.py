@@ -1,25 +1,30 @@
 """A dataset zip's images as one memory-mapped array, from a decoded copy beside the zip."""
 
+import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from dnnlib.download import cache_dir
 from dnnlib.util import atomic_write
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
+from training.fingerprint import zip_sha256
 
 
 def decoded_images(path: str | os.PathLike, shape: Sequence[int] | None = None) -> np.ndarray:
     """Open the images of a dataset zip, uint8 [N, C, H, W], without holding them in memory.
 
-    The first call decodes them into ``NAME.zip.SIZE-TIME.decoded.npy`` beside the zip, where SIZE and TIME are
-    those of the zip: a zip that has changed is decoded anew, and older copies are removed. The copy is
-    written under a temporary name and renamed, so that several processes, on one machine or on a shared file
-    system, can ask at once: under torchrun rank 0 writes it, else the last one to finish does. With `shape`,
-    [N, C, H, W], a copy of another shape is refused.
+    The first call decodes them into ``NAME.zip.DIGEST.decoded.npy`` beside the zip, or, where that folder is read-only,
+    in the cache folder (`dnnlib.download.cache_dir`). DIGEST is of the names, sizes and checksums of the files in the
+    zip: a zip that has changed is decoded anew, and its older copies are removed. The copy is written under a temporary
+    name and renamed, so that several processes, on one machine or on a shared file system, can ask at once: under
+    torchrun rank 0 writes it, else the last one to finish does. With `shape`, [N, C, H, W], a copy of another shape is
+    refused.
 
     Raises
     ------
@@ -29,8 +34,7 @@ def decoded_images(path: str | os.PathLike, shape: Sequence[int] | None = None) 
     path = Path(path)
     if not path.is_file():
         raise ValueError(f'"{path}" is not a dataset zip; only zips have a decoded copy to map into memory.')
-    stamp = path.stat()
-    target = path.with_name(f"{path.name}.{stamp.st_size}-{stamp.st_mtime_ns}.decoded.npy")
+    target = decoded_path(path)
     if dist.get_rank() == 0 and not target.exists():
         _write(path, target)
     dist.barrier()
@@ -47,6 +51,16 @@ def decoded_images(path: str | os.PathLike, shape: Sequence[int] | None = None) 
     return images
 
 
+def decoded_path(path: Path) -> Path:
+    """Where the decoded copy of a dataset zip lies, or will."""
+    name = f"{path.name}.{zip_sha256(path)[:16]}.decoded.npy"
+    beside = path.with_name(name)
+    if beside.exists() or os.access(path.parent, os.W_OK):
+        return beside
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]  # so that older copies are of this zip
+    return cache_dir() / "decoded" / place / name
+
+
 def _write(path: Path, target: Path) -> None:
     """Write the images one after the other: a file that is mapped would kill this process when the disk is full."""
     dataset = ImageFolderDataset(path, cache=False)
@@ -56,6 +70,7 @@ def _write(path: Path, target: Path) -> None:
         for i in tqdm(range(len(dataset)), desc=f"Decoding {path.name}", unit="img", disable=None):
             file.write(dataset[i][0].tobytes())
         os.fchmod(file.fileno(), path.stat().st_mode & 0o666)
-    for old in target.parent.glob(f"{path.name}.*.decoded.npy"):
-        if old != target:
+    copy = re.compile(re.escape(path.name) + r"\.([0-9a-f]{16}|\d+-\d+)\.decoded\.npy")  # size and time: before
+    for old in target.parent.iterdir():
+        if old != target and copy.fullmatch(old.name):
             old.unlink(missing_ok=True)

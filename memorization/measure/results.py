@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnnlib.repeats import Repeats
 from memorization.measure.criteria import Criterion, memorized, other_distance
 from memorization.measure.feature_space import FeatureSpace
 from memorization.measure.groups import group_table, label_groups
@@ -78,6 +79,8 @@ class Reference:
     labels : int64 [N] classes, or other labels, or None
     groups : name of the group of each image, or None
     features : of the same images, or None
+    repeats : which of all training images are the same, where some are; else None
+    unique : `images` are the different ones among them
     """
 
     def __init__(
@@ -89,6 +92,8 @@ class Reference:
         labels: np.ndarray | None = None,
         groups: Sequence[str] | None = None,
         features: FeatureSpace | None = None,
+        repeats: Repeats | None = None,
+        unique: bool = False,
     ):
         self.path, self.images, self.features = path, images, features
         self.device = torch.device(device)
@@ -96,6 +101,11 @@ class Reference:
         self.pixels = Neighbors(images, device=device, shard=True)
         tables = {"classes": label_groups(labels), "groups": groups}
         self.tables = {name: groups for name, groups in tables.items() if groups is not None}
+        self.unique = unique
+        self.repeats: dict[str, Any] | None = None  # what records say of them; None if there are none
+        if repeats is not None and repeats.counts()["repeated"]:
+            self.repeats = {**repeats.counts(), "unique": unique}
+            self.repeated = repeats.repeated[repeats.distinct] if unique else repeats.repeated  # bool [N]
         self.grouping = {name: array_sha256(np.asarray(groups)) for name, groups in self.tables.items()}
 
 
@@ -114,13 +124,15 @@ def read_groups(path: str | os.PathLike) -> tuple[np.ndarray | None, list[str] |
 
 
 def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[str, Any]:
-    """The entries `thresholds`, `criteria`, `classes`, `groups` and `grouping` of a record, as far as there are any.
+    """The entries `thresholds`, `criteria`, `classes`, `groups`, `grouping`, `repeats` of a record, if there are any.
 
     A share is {ratio, num_memorized, num_samples, ci_low, ci_high} with a 95 % Wilson interval. `thresholds` has
     one for each threshold of d1/d2, `criteria` one for each criterion beside its settings, under its name
     ("calibrated") in pixels and as "features:calibrated" in features. `classes` and `groups` are tables of
     `memorization.measure.groups.group_table`, by the published criterion, and `grouping` has the digest of what each
-    was made of.
+    was made of. `repeats`, where training images occur more than once, has `Repeats.counts`, whether the reference are
+    the different ones (unique), and of how many generated images (num_nearest), and of which share of them
+    (share_nearest), the nearest training image is one that occurs more than once.
 
     All ranks call this together, with the same rows.
     """
@@ -136,6 +148,9 @@ def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[st
         results[name] = group_table(memorized(rows.knn_distance), rows.knn_index[:, 0], groups)
     if reference.tables:
         results["grouping"] = reference.grouping
+    if reference.repeats is not None:
+        near = int(reference.repeated[rows.knn_index[:, 0]].sum())
+        results["repeats"] = {**reference.repeats, "num_nearest": near, "share_nearest": near / rows.num_samples}
     return results
 
 
@@ -147,6 +162,8 @@ def lacks_results(record: dict[str, Any], task: Task, reference: Reference) -> b
         found = record.get("criteria", {}).get(name, {})
         if any(found.get(key) != value for key, value in settings.items()):
             return True
+    if reference.repeats is not None and "repeats" not in record:
+        return True
     known = record.get("grouping", {})  # older records do not say, and hold
     return any(name not in record or known.get(name, digest) != digest for name, digest in reference.grouping.items())
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_utils.convert import write_dataset
-from dataset_utils.sources import open_source
+from dataset_utils.convert import source_sha256, write_dataset
+from dataset_utils.sources import is_builtin, open_source
 from dataset_utils.subsets import balanced, class_members
 from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write, script_path
@@ -61,6 +61,18 @@ def choose_subset(source: str, subset: str = "auto") -> tuple[str, int]:
         return "balanced", len(members) * min(map(len, members))
 
 
+def digest_source(source: str) -> str:
+    """Digest of the images and labels of a source, by which a search knows it again.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the source cannot be read.
+    """
+    with open_source(source) as images:
+        return source_sha256(images)
+
+
 @dataclass(frozen=True)
 class Study:
     """What all runs of a search have in common; only |D| and the training seed change."""
@@ -69,6 +81,7 @@ class Study:
     source: str
     subset: str  # "first" or "balanced", see `choose_subset`
     largest: int  # size that the source allows
+    source_sha256: str = ""  # of `digest_source`
     train_options: tuple[str, ...] = ()  # of train.py, but for data, output folder, seed and device
     duration: float = 200  # the one among them: images / (20 |D|)
     seed: int = 0  # of the first run of each size; the others count on from it
@@ -82,9 +95,9 @@ class Study:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of a run; the plan holds it, and another one is refused."""
-        source = self.source if self.source == "digits" else str(Path(self.source).resolve())
+        source = self.source if is_builtin(self.source) else str(Path(self.source).resolve())
         kept = ("subset", "train_options", "seed", "runs_per_size", "measure_options", "seeds", "level", "confidence")
-        values = {key: getattr(self, key) for key in kept}
+        values = {key: getattr(self, key) for key in ("source_sha256", *kept)}
         return _plain({"source": source, "images": self.largest, **values, "nproc": self.nproc})
 
     def kimg(self, size: int) -> float:
@@ -93,7 +106,7 @@ class Study:
 
     def runs(self, size: int) -> list[str]:
         """Names of the runs of one size."""
-        name = Path(self.source).name.split(".")[0] or "images"
+        name = Path(self.source.rpartition(":")[2]).name.split(".")[0] or "images"
         return [f"{name}-{size}-seed{self.seed + i}" for i in range(self.runs_per_size)]
 
     def run_dir(self, run: str) -> Path:
@@ -201,7 +214,7 @@ class Plan:
         differ = [
             f"{key} ({_show(known.get(key))}, now {_show(self.settings.get(key))})"
             for key in sorted(known.keys() | self.settings.keys())
-            if known.get(key) != self.settings.get(key)
+            if known.get(key) != self.settings.get(key) and (key in known or key != "source_sha256")  # older plans
         ]
         if differ:
             raise ValueError(

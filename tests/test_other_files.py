@@ -1,0 +1,473 @@
+"""Files and folders as other programs leave them: what is read, what is left out, and that it is said and recorded."""
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ROOT, png
+
+import dataset_tool
+import mem_ratio
+from dataset_utils import dataset_random, dataset_size
+from dataset_utils.sources import folder_classes, open_source
+from dnnlib import images as files_module
+from dnnlib.images import ImageFiles, decode_image
+from dnnlib.repeats import find_repeats
+from training.dataset import ImageFolderDataset
+from training.decoded import decoded_images, decoded_path
+
+
+def flat(value, size=8):
+    return np.full([size, size], value, dtype=np.uint8)
+
+
+def write(folder, names):
+    """Write {name: gray value or bytes} below a folder."""
+    for name, content in names.items():
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else png(flat(content)))
+    return Path(folder)
+
+
+def zipped(path, names):
+    """The same as a zip, whose entries have exactly these names."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in names.items():
+            info = zipfile.ZipInfo("x")
+            info.filename = name  # ZipInfo itself would change some
+            archive.writestr(info, content if isinstance(content, bytes) else png(flat(content)))
+    return Path(path)
+
+
+def labels_json(pairs):
+    return json.dumps({"labels": pairs}).encode()
+
+
+def convert(run_cli, source, dest, *options, code=0, main=dataset_tool.main):
+    """Convert; return the gray values, labels, the entry `conversion` and what was printed."""
+    result = run_cli(main, [f"--source={source}", f"--dest={dest}", *options], code=code)
+    if code:
+        return result.stderr
+    with zipfile.ZipFile(dest) as archive:
+        content = json.loads(archive.read("dataset.json"))
+        names = [name for name in archive.namelist() if name.endswith(".png")]
+        values = [int(np.array(PIL.Image.open(io.BytesIO(archive.read(name)))).flat[0]) for name in names]
+    labels = None if content["labels"] is None else [label for _, label in content["labels"]]
+    return values, labels, content["conversion"], result.stdout
+
+
+CATS_AND_DOGS = {"cats/a.png": 10, "cats/b.png": 20, "dogs/a.png": 30, "dogs/b.png": 40}
+
+
+# ----------------------------------------------------------------------------
+# What other programs leave behind.
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_what_other_programs_leave_behind_is_left_out_at_any_depth(run_cli, tmp_path, kind):
+    foreign = [
+        ".ipynb_checkpoints/a-checkpoint.png", "dogs/.ipynb_checkpoints/b.png", ".Trash-1000/files/old.png",
+        "cats/@eaDir/a.png/SYNOPHOTO_THUMB_S.png", "__MACOSX/cats/a.png", "__MACOSX/cats/._a.png",
+        "dogs/__macosx/x.png", "$RECYCLE.BIN/x.png", ".DS_Store",
+    ]  # fmt: skip
+    names = CATS_AND_DOGS | dict.fromkeys(foreign, 99)
+    source = write(tmp_path / "in", names) if kind == "folder" else zipped(tmp_path / "in.zip", names)
+    values, labels, made, out = convert(run_cli, source, tmp_path / "out.zip")
+    assert (values, labels) == ([10, 20, 30, 40], [0, 0, 1, 1])
+    assert made["classes"] == {"cats": 0, "dogs": 1}
+    assert made["left_out"] == {files_module.HIDDEN: 8}
+    assert out.splitlines()[1:] == ["Labels of the folders: cats 0, dogs 1.", f"Left out: 8 {files_module.HIDDEN}."]
+    assert len(ImageFolderDataset(source)) == 4
+
+
+def test_own_output_is_not_read_again(run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tmp_path / "in", {"a.png": 1, "b.png": 2}))
+    run_cli(dataset_tool.main, ["--source=.", "--dest=ds8"])
+    values, labels, made, _ = convert(run_cli, ".", tmp_path / "again.zip")
+    assert (values, labels, made["left_out"]) == ([1, 2], None, {files_module.NESTED: 2})
+
+
+def test_a_folder_entry_with_an_images_name(run_cli, tmp_path):
+    source = zipped(tmp_path / "in.zip", {"set.png/": b"", "set.png/a.png": 1, "set.png/b.png": 2})
+    assert convert(run_cli, source, tmp_path / "out.zip")[0] == [1, 2]
+    assert ImageFolderDataset(source).images()[:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_windows_paths(run_cli, tmp_path):
+    windows = {name.replace("/", "\\"): value for name, value in CATS_AND_DOGS.items()}
+    slashes = labels_json([[name, i // 2] for i, name in enumerate(CATS_AND_DOGS)])
+    backslashes = labels_json([[name, i // 2] for i, name in enumerate(windows)])
+    for number, names in enumerate(
+        [windows, windows | {"dataset.json": slashes}, CATS_AND_DOGS | {"dataset.json": backslashes}]
+    ):
+        source = zipped(tmp_path / f"{number}.zip", names)
+        values, labels, _, _ = convert(run_cli, source, tmp_path / "out.zip")
+        assert (values, labels) == ([10, 20, 30, 40], [0, 0, 1, 1])
+    assert ImageFolderDataset(source, use_labels=True).labels().tolist() == [0, 0, 1, 1]
+    source = write(tmp_path / "unpacked", windows)  # what unzip may make of such a zip
+    assert convert(run_cli, source, tmp_path / "out.zip")[:2] == ([10, 20, 30, 40], [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["..\\..\\x.png", "C:\\x.png", "\\x.png", "\\\\server\\x.png", "a\\..\\..\\x.png"])
+def test_windows_names_that_lead_outside_are_refused(run_cli, tmp_path, name):
+    source = zipped(tmp_path / "in.zip", {"0.png": 0, name: 1})
+    assert "leads outside" in convert(run_cli, source, tmp_path / "out.zip", code=1)
+    with pytest.raises(ValueError, match="leads outside"):
+        ImageFolderDataset(source)
+
+
+# ----------------------------------------------------------------------------
+# Links.
+
+
+def test_linked_class_folders_count(run_cli, tmp_path):
+    store = write(tmp_path / "store", CATS_AND_DOGS | {"ants/a.png": 5})
+    source = write(tmp_path / "in", {"bees/a.png": 7})
+    for name in ("cats", "dogs", "ants"):
+        (source / name).symlink_to(store / name)
+    values, labels, made, _ = convert(run_cli, source, tmp_path / "out.zip")
+    assert values == [5, 7, 10, 20, 30, 40] and labels == [0, 1, 2, 2, 3, 3]
+    assert made["left_out"] == {}
+    assert len(ImageFolderDataset(source)) == 6
+
+
+def test_one_thing_under_two_names_counts_once(run_cli, tmp_path):
+    source = write(tmp_path / "in", CATS_AND_DOGS)
+    (source / "cats/loop").symlink_to(source)  # leads back
+    (source / "up").symlink_to("..")
+    (source / "animals").symlink_to("cats")  # sorts before cats, which keeps its name
+    (source / "dogs/again.png").symlink_to("a.png")
+    (source / "gone").symlink_to("nowhere")
+    values, labels, made, _ = convert(run_cli, source, tmp_path / "out.zip")
+    assert (values, labels, made["classes"]) == ([10, 20, 30, 40], [0, 0, 1, 1], {"cats": 0, "dogs": 1})
+    assert made["left_out"] == {files_module.LINKED_TWICE: 4, files_module.BROKEN_LINK: 1}
+
+
+# ----------------------------------------------------------------------------
+# Classes.
+
+
+def test_numbers_in_folder_names_are_numbers(run_cli, tmp_path):
+    source = write(tmp_path / "in", {f"{i}/a.png": i for i in range(12)})
+    values, labels, made, out = convert(run_cli, source, tmp_path / "out.zip")
+    assert values == labels and made["classes"] == {str(i): i for i in range(12)}
+    assert "Labels of the folders: 0 0, 1 1, 2 2" in out
+    values, labels, made, _ = convert(run_cli, source, tmp_path / "out.zip", "--class-order=published")
+    assert made["classes"] == {name: i for i, name in enumerate(sorted(map(str, range(12))))}
+    assert labels == list(range(12)) and values == [int(name) for name in made["classes"]]
+    assert folder_classes(["n02085620/a.png", "n02085782/a.png", "x.png"]) == {"": 0, "n02085620": 1, "n02085782": 2}
+
+
+def test_parts_of_a_dataset_are_no_classes(run_cli, tmp_path):
+    source = write(tmp_path / "in", {"train/a.png": 1, "test/a.png": 2})
+    out = convert(run_cli, source, tmp_path / "out.zip")[3]
+    assert "Note:" in out and f'--source="{source}/test"' in out and "test 0, train 1" in out
+
+
+def test_files_that_are_not_read_are_counted_by_format(run_cli, tmp_path):
+    names = {"a.png": 1, **{f"x{i}.{form}": b"?" for i, form in enumerate(["heic", "HEIC", "avif", "jxl", "tga"])}}
+    _, _, made, out = convert(run_cli, write(tmp_path / "in", names), tmp_path / "out.zip")
+    assert made["left_out_details"] == {files_module.OTHER_FORMAT: {".heic": 2, ".avif": 1, ".jxl": 1, ".tga": 1}}
+    assert out.splitlines()[-1] == f"Left out: 5 {files_module.OTHER_FORMAT} (.avif 1, .heic 2, .jxl 1, .tga 1)."
+
+
+NFC, NFD = (unicodedata.normalize(form, "ä.png") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(
+    "file, named",
+    [("a.png", "./a.png"), ("s/a.png", "s\\a.png"), ("s/a.png", "s//a.png"), (NFC, NFD), (NFD, NFC)],
+)
+def test_other_spellings_of_a_name_in_dataset_json(run_cli, tmp_path, file, named):
+    content = {file: 3, "b.png": 4, "dataset.json": labels_json([[named, 7], ["b.png", 1]])}
+    for source in (write(tmp_path / "in", content), zipped(tmp_path / "in.zip", content)):
+        values, labels, made, _ = convert(run_cli, source, tmp_path / "out.zip")
+        assert dict(zip(values, labels)) == {3: 7, 4: 1} and not made["left_out"]
+        assert sorted(ImageFolderDataset(source, use_labels=True).labels()) == [1, 7]
+
+
+@pytest.mark.parametrize("named", ["/data/a.png", "a.jpg", "\x83X.png", "b/a.png"])
+def test_a_dataset_json_that_names_no_image_is_an_error(run_cli, tmp_path, named):
+    source = write(tmp_path / "in", {"a.png": 3, "dataset.json": labels_json([[named, 7]])})
+    message = convert(run_cli, source, tmp_path / "out.zip", code=1)
+    assert "names no image" in message and '"a.png"' in message
+    with pytest.raises(ValueError, match="names no image"):
+        ImageFolderDataset(source, use_labels=True)
+
+
+def test_labels_of_images_that_are_gone_are_counted(run_cli, tmp_path):
+    source = write(tmp_path / "in", {"a.png": 3, "dataset.json": labels_json([["a.png", 7], ["b.png", 8]])})
+    _, labels, made, _ = convert(run_cli, source, tmp_path / "out.zip")
+    assert labels == [7] and made["left_out"] == {files_module.UNKNOWN_NAME: 1}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_dataset_one_level_down(run_cli, tmp_path, kind):
+    content = {"p/a.png": 1, "p/b.png": 2, "p/dataset.json": labels_json([["a.png", 5], ["b.png", 6]])}
+    content["__MACOSX/p/._a.png"] = b"?"
+    source = write(tmp_path / "in", content) if kind == "folder" else zipped(tmp_path / "in.zip", content)
+    assert convert(run_cli, source, tmp_path / "out.zip")[:2] == ([1, 2], [5, 6])
+    assert ImageFolderDataset(source, use_labels=True).labels().tolist() == [5, 6]
+
+
+# ----------------------------------------------------------------------------
+# Pixels.
+
+
+def tiff(array, bits, planar):
+    """An uncompressed RGB TIFF of `array`, integers [h, w, 3], written by hand."""
+    height, width, _ = array.shape
+    pixels = array.astype("<u2" if bits == 16 else "u1")
+    strips = [pixels.tobytes()] if planar == 1 else [pixels[:, :, c].tobytes() for c in range(3)]
+    tags = {256: width, 257: height, 259: 1, 262: 2, 277: 3, 278: height, 284: planar}
+    begin = 8 + 2 + 12 * (len(tags) + 3) + 4
+    extra = struct.pack("<3H", *[bits] * 3)
+    at, offsets = begin + len(extra) + 8 * len(strips), []
+    for strip in strips:
+        offsets.append(at)
+        at += len(strip)
+    entries = {key: (3, 1, struct.pack("<HH", value, 0)) for key, value in tags.items()}
+    entries[258] = (3, 3, struct.pack("<I", begin))
+    for key, values in ((273, offsets), (279, [len(strip) for strip in strips])):
+        packed = struct.pack(f"<{len(values)}I", *values)
+        entries[key] = (4, len(values), packed if len(values) == 1 else struct.pack("<I", begin + len(extra)))
+        extra += packed if len(values) > 1 else b""
+    extra = extra.ljust(6 + 8 * len(strips), b"\0")
+    directory = b"".join(struct.pack("<HHI", key, *entry[:2]) + entry[2] for key, entry in sorted(entries.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + extra + b"".join(strips)
+
+
+VALUES = np.random.RandomState(0).randint(0, 65536, [8, 8, 3])
+BIG = VALUES.astype(">u2").tobytes()
+
+
+def jpeg12():
+    """A JPEG whose header says 12 bits per channel."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(flat(7)).save(buffer, "jpeg")
+    data = bytearray(buffer.getvalue())
+    data[data.index(b"\xff\xc0") + 4] = 12
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    {
+        "P6.ppm": b"P6 8 8 65535\n" + BIG,
+        "P6-12.ppm": b"P6\n# made by hand\n8 8\n4095\n" + (VALUES % 4096).astype(">u2").tobytes(),
+        "P5.pgm": b"P5 8 8 65535\n" + BIG[:128],
+        "P5-10.pgm": b"P5 8 8 1023\n" + (VALUES[:, :, 0] % 1024).astype(">u2").tobytes(),
+        "P3.ppm": b"P3 8 8 65535\n" + " ".join(map(str, VALUES.ravel())).encode(),
+        "P2.pgm": b"P2 8 8 4095\n" + " ".join(map(str, VALUES[:, :, 0].ravel() % 4096)).encode(),
+        "chunky.tif": tiff(VALUES, 16, planar=1),
+        "planar.tif": tiff(VALUES, 16, planar=2),
+        "12.jpg": jpeg12(),
+    }.items(),
+)
+def test_more_than_8_bits_are_refused(name, data):
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        decode_image(data, name)
+
+
+def test_8_bits_are_read_in_all_of_these_formats():
+    small = VALUES >> 8
+    for data in [
+        b"P6 # 8 bits\n8 8 255\n" + small.astype("u1").tobytes(),
+        b"P3 8 8 255\n" + " ".join(map(str, small.ravel())).encode(),
+        tiff(small, 8, planar=1),
+        tiff(small, 8, planar=2),
+    ]:
+        np.testing.assert_array_equal(decode_image(data, "x"), small)
+
+
+def encode(image, form="png", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_opaque_alpha_is_dropped_and_said(run_cli, tmp_path, mode):
+    colour = PIL.Image.fromarray((VALUES >> 8).astype(np.uint8)).convert("L" if mode == "LA" else "RGB")
+    notes = []
+    np.testing.assert_array_equal(decode_image(encode(colour.convert(mode)), "x", notes), np.array(colour))
+    assert notes == [files_module.OPAQUE]
+    unused = (0, 1, 2) if mode == "RGBA" else next(v for v in range(256) if v not in np.array(colour))
+    np.testing.assert_array_equal(decode_image(encode(colour, transparency=unused), "x"), np.array(colour))
+    _, _, made, out = convert(
+        run_cli, write(tmp_path / "in", {"a.png": encode(colour.convert(mode))}), tmp_path / "out.zip"
+    )
+    assert made["changed"] == {files_module.OPAQUE: 1} and f"1 {files_module.OPAQUE}" in out
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation_is_applied(form, orientation):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    image = PIL.Image.fromarray(np.repeat(np.arange(128, dtype=np.uint8).reshape(8, 16, 1), 3, axis=2))
+    options = dict(lossless=True) if form == "webp" else {}
+    expected = decode_image(encode(image, form, **options), "x")
+    notes = []
+    turned = decode_image(encode(image, form, exif=exif, **options), "x", notes)
+    quarters = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]  # counterclockwise; EXIF 2.3, 4.6.4, tag 274
+    np.testing.assert_array_equal(turned, np.rot90(expected, quarters))
+    assert notes == ([files_module.TURNED] if quarters else [])
+
+
+def test_advice_on_gray_among_rgb_helps(run_cli, tmp_path):
+    noise = np.random.RandomState(0).randint(0, 256, [3, 32, 32, 3], dtype=np.uint8)
+    source = write(tmp_path / "in", {f"{i}.png": png(image) for i, image in enumerate(noise)} | {"3.png": 5})
+    message = convert(run_cli, source, tmp_path / "out.zip", code=1)
+    options = [word.rstrip(",.;") for word in message.split() if word.startswith("--")]
+    assert len(options) == 2 and len(convert(run_cli, source, tmp_path / "out.zip", *options)[0]) == 4
+    with pytest.raises(ValueError, match="dataset_tool.py --transform=center-crop"):
+        ImageFolderDataset(source).images()
+
+
+# ----------------------------------------------------------------------------
+# Repeats.
+
+
+def test_repeats_are_counted_by_content():
+    a, b, c = flat(1), flat(2), flat(1)[:, :4]
+    repeats = find_repeats([a, b, a.copy(), c, a])
+    assert repeats.first == [0, 1, 0, 3, 0]
+    assert repeats.distinct.tolist() == [0, 1, 3] and repeats.repeated.tolist() == [True, False, True, False, True]
+    assert repeats.counts() == {"images": 5, "distinct": 3, "repeated": 3}
+    assert find_repeats([a, b]).describe() == "" and "3 of the 5 images" in repeats.describe()
+
+
+def measure(run_cli, data, log, *options):
+    args = [f"--network={data}", f"--log={log}", "--seeds=0-15", "--steps=8", "--device=cpu", *options]
+    out = run_cli(mem_ratio.main, args).stdout
+    return json.loads(Path(log).with_suffix(".jsonl").read_text().splitlines()[-1]), out
+
+
+def test_repeats_and_unique_in_a_measurement(run_cli, tmp_path, make_zip):
+    """The optimum replays training images: R_mem is 100 % of the distinct ones, and of repeats 0 %."""
+    noise = np.random.RandomState(0).randint(0, 256, [8, 8, 8], dtype=np.uint8)
+    once = make_zip(noise, None, tmp_path / "once.zip")
+    twice = make_zip(np.concatenate([noise, noise]), [i // 4 for i in range(8)] * 2, tmp_path / "twice.zip")
+    record, out = measure(run_cli, once, tmp_path / "once/mem_traj.log")
+    assert record["ratio"] == 1 and "repeats" not in record and "more than once" not in out
+    record, out = measure(run_cli, twice, tmp_path / "twice/mem_traj.log")
+    counts = {"images": 16, "distinct": 8, "repeated": 16, "num_nearest": 16, "share_nearest": 1.0}
+    assert record["ratio"] == 0 and record["repeats"] == {**counts, "unique": False}
+    assert "16 of the 16 training images occur more than once" in out and "16 of 16 images (100.0 %)" in out
+    record, out = measure(run_cli, twice, tmp_path / "twice/mem_traj.log", "--unique", "--gap=4")
+    assert record["ratio"] == 1 and record["repeats"] == {**counts, "unique": True} and record["reference_size"] == 8
+    assert "not the published number" in out and set(record["classes"]) == {"0", "1"}
+    assert len((tmp_path / "twice/mem_traj.jsonl").read_text().splitlines()) == 2  # both are kept
+
+
+def test_repeats_are_recorded_by_the_tool(run_cli, tmp_path):
+    source = write(tmp_path / "in", {"a.png": 1, "b.png": 2, "c.png": 1})
+    _, _, made, out = convert(run_cli, source, tmp_path / "out.zip")
+    assert made["repeats"] == {"images": 3, "distinct": 2, "repeated": 2}
+    assert "2 of the 3 images occur more than once (2 are different)" in out
+
+
+# ----------------------------------------------------------------------------
+# Where a file comes from.
+
+
+def test_reuse_only_of_what_was_made_from_the_same(run_cli, tmp_path, make_zip):
+    first = np.random.RandomState(0).randint(0, 256, [20, 8, 8], dtype=np.uint8)
+    source, dest = tmp_path / "in.zip", tmp_path / "out.zip"
+
+    def made(*options, main=dataset_size.main):
+        """Whether the dataset was written."""
+        args = [f"--source={source}", f"--dest={dest}", "--reuse", *options]
+        return "Wrote" in run_cli(main, args).stdout
+
+    make_zip(first, [i % 2 for i in range(20)], source)
+    assert made("--max-images=4") and not made("--max-images=4")
+    written = dest.read_bytes()
+    assert not made("--max-images=4", "--workers=3") and dest.read_bytes() == written
+    assert made("--max-images=6") and made("--max-images=6", "--resolution=4x4") and made("--max-images=4")
+    assert dest.read_bytes() == written
+    assert made("--max-images=4", "--num-classes=2", main=dataset_random.main) and made("--max-images=4")
+    make_zip(first, [1 - i % 2 for i in range(20)], source)  # other labels
+    assert made("--max-images=4")
+    make_zip(255 - first, [1 - i % 2 for i in range(20)], source)  # other images
+    assert made("--max-images=4") and not made("--max-images=4")
+    dest.write_bytes(b"damaged")
+    assert made("--max-images=4")
+
+
+def test_decoded_copies_of_names_that_are_patterns(tmp_path, make_zip):
+    noise = np.random.RandomState(0).randint(0, 256, [4, 8, 8], dtype=np.uint8)
+    plain, pattern = tmp_path / "set1.zip", tmp_path / "set[12].zip"
+    for path in (plain, pattern):
+        make_zip(noise, None, path)
+        decoded_images(path)
+    copies = {path: decoded_path(path) for path in (plain, pattern)}
+    assert all(copy.exists() for copy in copies.values())
+    stamp = pattern.stat()
+    make_zip(255 - noise, None, pattern)
+    os.utime(pattern, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # of the same size and time, but other content
+    np.testing.assert_array_equal(decoded_images(pattern)[:, 0], 255 - noise)
+    assert copies[plain].exists() and not copies[pattern].exists()
+
+
+def test_decoded_copy_of_a_read_only_folder(tmp_path, make_zip, monkeypatch):
+    noise = np.random.RandomState(0).randint(0, 256, [4, 8, 8], dtype=np.uint8)
+    (tmp_path / "data").mkdir()
+    path = Path(make_zip(noise, None, tmp_path / "data/d.zip"))
+    monkeypatch.setenv("DIFFMEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as for a folder of someone else
+    np.testing.assert_array_equal(decoded_images(path)[:, 0], noise)
+    assert os.listdir(tmp_path / "data") == ["d.zip"] and decoded_path(path).is_relative_to(tmp_path / "cache")
+
+
+# ----------------------------------------------------------------------------
+# Names and terminals.
+
+
+def test_digits_beside_a_folder_of_that_name(run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("digits")) == len(open_source("sklearn:digits")) == 1797
+    write("digits", {"a.png": 1})
+    message = convert(run_cli, "digits", "out.zip", code=1)
+    assert "./digits" in message and "sklearn:digits" in message
+    assert convert(run_cli, "./digits", "out.zip")[0] == convert(run_cli, "digits/", "out.zip")[0] == [1]
+    assert len(open_source("sklearn:digits")) == 1797
+    write("cats_lmdb", {"a.png": 2})
+    assert convert(run_cli, "cats_lmdb", "out.zip")[0] == [2]
+
+
+def test_tilde_is_the_home_folder(run_cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(write(tmp_path / "home", {"in/a.png": 1})))
+    run_cli(dataset_tool.main, ["--source=~/in", "--dest=~/out.zip"])
+    assert len(ImageFiles(tmp_path / "home/out.zip").names) == 1
+
+
+@pytest.mark.parametrize("program", ["mem_ratio.py", "emm.py"])
+def test_a_notebooks_backend_and_a_terminal_that_is_not_utf8(program):
+    environment = {
+        **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONIOENCODING": "latin-1",
+    }  # fmt: skip
+    subprocess.run([sys.executable, program, "--help"], cwd=ROOT, env=environment, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_names_that_a_terminal_cannot_show(tmp_path, encoding):
+    source = write(tmp_path / "写真", {"ねこ/a.png": 1, "いぬ/a.png": 2})
+    args = [sys.executable, "dataset_tool.py", f"--source={source}", f"--dest={tmp_path / 'out.zip'}"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    done = subprocess.run(args, cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert b"?? 0, ?? 1" in done.stdout
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        made = json.loads(archive.read("dataset.json"))["conversion"]
+    assert made["classes"] == {"いぬ": 0, "ねこ": 1}

@@ -12,14 +12,17 @@ from dnnlib.util import check_folder
 from memorization.curve.group_curves import group_curves, group_figure, half_epoch, write_group_curves
 from memorization.plots import check_format, save_figure
 from memorization.runs import read_run
+from memorization.stats.intervals import wilson_interval
 from torch_utils import distributed as dist
 from toy.analysis import summarize
 from toy.figures import memorization_figure, points_figure
-from toy.files import write_points, write_summary, write_table
+from toy.files import read_summary, write_points, write_summary, write_table
 from toy.study import PRESETS, run_study
 from training.options import device_option
 
 EXIT_STOPPED = 75  # as of train.py: a signal ended the run, and the same command goes on
+
+NULL = "null"  # folder of the negative control, in that of its study
 
 _COUNT = click.IntRange(min=0, max=10**7)
 _POSITIVE = click.IntRange(min=1, max=10**7)
@@ -75,15 +78,21 @@ def _setting(flag: str, help: str, metavar: str, type: Any) -> Any:
 @_setting("--evaluations", "Evaluations of the logarithmic schedule, at most", "INT", _POSITIVE)
 @_setting("--optimum-points", "Points of the theoretical optimum in each repeat; 0 = leave it out", "INT", _COUNT)
 @_setting("--seed", "Seed of the first repeat; the others count on", "INT", _COUNT)
+@click.option(
+    "--null", help="Negative control in DIR/null: draw outliers and duplicates as inliers are drawn", is_flag=True
+)  # fmt: skip
 @click.option("--title", help="Title of the figure", metavar="TEXT")
 @device_option
 @report_errors
-def moons(preset: str, out: str, title: str | None, device: str, **overrides: Any) -> None:
+def moons(preset: str, out: str, null: bool, title: str | None, device: str, **overrides: Any) -> None:
     """Train small diffusion models on two moons with outliers and duplicates, and see when each group is memorized.
 
-    All repeats train at once. At the epochs of the schedule each generates as many points as its training set
-    holds; one is memorized when its nearest training point is closer than its nearest test point by --ratio, and
+    All repeats train at once. At the end of the epochs of the schedule each generates as many points as its training
+    set holds; one is memorized when its nearest training point is closer than its nearest test point by --ratio, and
     counts for the group of that training point.
+
+    Each answer comes with its false positives: how often the same test, of the same networks, answers when inliers
+    drawn at random stand for the group. --null trains on such data, too.
 
     Ctrl-C leaves a state in the folder; the same command goes on from it.
 
@@ -94,14 +103,18 @@ def moons(preset: str, out: str, title: str | None, device: str, **overrides: An
     python outlier_study.py moons --preset=quick --out=studies/quick
 
     \b
+    # Its negative control, in studies/quick/null; the first command then shows its answers, too
+    python outlier_study.py moons --preset=quick --out=studies/quick --null
+
+    \b
     # The first published setting, with held-out outliers in the test set, measured at 40 epochs
     python outlier_study.py moons --preset=fig1 --test-outliers --eval-schedule=log --out=studies/fig1
     """  # noqa: D301
     check_folder(out)
     target = dist.init(device)
     given = {name: value for name, value in overrides.items() if value is not None}
-    settings = dataclasses.replace(PRESETS[preset], **given)
-    folder = Path(out)
+    settings = dataclasses.replace(PRESETS[preset], **given, null=null)
+    folder = Path(out) / NULL if null else Path(out)
     result = run_study(settings, folder, target)
     if result is None:
         click.echo(f'Stopped; the state is in "{folder}". The same command goes on from there.', err=True)
@@ -112,38 +125,34 @@ def moons(preset: str, out: str, title: str | None, device: str, **overrides: An
     write_summary(summary, folder / "summary.json")
     save_figure(memorization_figure(result, title), folder / "memorized.png")
     save_figure(points_figure(result), folder / "points.png")
-    _print(summary, settings.test_outliers)
+    control = None if null else read_summary(folder / NULL, dataclasses.replace(settings, null=True))
+    _print(summary, control)
+    if control is None and not null:
+        click.echo("Negative control: not run; the same command with --null runs it, and this one then shows it.")
     click.echo(f"Figures: {folder / 'memorized.png'}, {folder / 'points.png'}")
     click.echo(f"Table:   {folder / 'memorized.csv'}; each training point: {folder / 'first-epoch.npz'}")
     click.echo(f"Record:  {folder / 'summary.json'}, {folder / 'options.json'}")
 
 
-def _print(summary: dict[str, Any], test_outliers: bool) -> None:
-    """The answers, for people."""
+def _print(summary: dict[str, Any], control: dict[str, Any] | None) -> None:
+    """The answers, for people; `control` is the summary of the negative control."""
     click.echo(
         f"{summary['repeats']} repeats, {summary['epochs']} epochs, {summary['generated']} points generated: "
         f"{100 * summary['memorized']:.1f} % memorized at the end"
     )
     click.echo(
-        f"{'':<10} {'memorized per training point':^27}  {'near the group, %':^27}  {'half of the final':^21}  "
-        "half of the"
+        f"{'':<10} {'memorized per training point':^27}  {'near the group, %':^27}  {'epoch of half the rise':^24}"
     )
     click.echo(
         f"{'group':<10} {'end':>7} {'chance':>9} {'optimum':>9}  {'end':>7} {'chance':>9} {'optimum':>9}  "
-        f"{'count at epoch':^21}  rise of the share"
+        f"{'of the share':<22} of the count"
     )
     for name, row in summary["groups"].items():
         point = [_cell(row[f"{key}per_point"]) for key in ("", "chance_", "optimum_")]
         near = [_cell(row[f"{key}share"], 1, 100) for key in ("", "chance_", "optimum_")]
         click.echo(
             f"{name:<10} {point[0]:>7} {point[1]:>9} {point[2]:>9}  {near[0]:>7} {near[1]:>9} {near[2]:>9}  "
-            f"{_interval(row['half']):^21}  {_interval(row['half_above_chance'])}"
-        )
-    for key, kind in (("half", "final count"), ("half_above_chance", "rise above chance")):
-        p = summary["p_values"][key]
-        click.echo(
-            f"Half the {kind}: outliers later than inliers p = {_cell(p['outliers_later'], 4)}, duplicates earlier "
-            f"p = {_cell(p['duplicates_earlier'], 4)} (sign flips over repeats, one-sided)"
+            f"{_interval(row['half']):<22} {_interval(row['half_count'])}"
         )
     auroc = summary["auroc"]
     click.echo(
@@ -160,19 +169,53 @@ def _print(summary: dict[str, Any], test_outliers: bool) -> None:
         )
     else:
         click.echo("Stop when outliers begin to be memorized: no repeat would have stopped.")
-    click.echo(_verdict(summary, test_outliers))
+    for line in _verdicts(summary):
+        click.echo(line)
+    if control is not None:
+        click.echo("Negative control, labels without meaning in networks of their own:")
+        for line in _verdicts(control):
+            click.echo(f"  {line}")
 
 
-def _verdict(summary: dict[str, Any], test_outliers: bool) -> str:
-    """The sentence that answers the question of the study."""
-    p = summary["p_values"]["half_above_chance" if test_outliers else "half"]["outliers_later"]
-    if p is None:
-        return "Outliers later? Cannot be told: there are none."
-    if test_outliers and summary["groups"]["inlier"]["half_above_chance"][0] == "inf":
-        return "Outliers later? Cannot be told: not even inliers are memorized beyond chance; more epochs may do it."
-    if p < 0.05:
-        return f"Outliers later? Yes (p = {p:.4f})."
-    return f"Outliers later? This run does not show it (p = {p:.4f})."
+def _verdicts(summary: dict[str, Any]) -> list[str]:
+    """The sentences that answer the questions of the study, each with its false positives."""
+    lines = []
+    for group, expected in (("outlier", "later"), ("duplicate", "earlier")):
+        timing, by = summary["timing"][group], summary["outliers_by"] if group == "outlier" else "share"
+        answer = timing["answer"]
+        if timing["p_later"] is not None:
+            p = min(1.0, 2 * min(timing["p_later"], timing["p_earlier"]))
+            said = "Yes" if answer == expected else "This run does not show it"
+            if answer in ("later", "earlier") and answer != expected:
+                said = f"No, {answer}"
+            said += f" (two-sided p = {p:.4f})."
+            if summary["repeats"] < 6 and answer == "not shown":
+                said += " Fewer than 6 repeats never show it."
+        else:
+            reason = {
+                "none": "there are none",
+                "not risen": f"inliers are memorized by the end, {group}s are not yet; that is neither late nor early",
+                "reference not risen": "not even inliers are memorized beyond chance; more epochs may do it",
+            }
+            said = f"Cannot be told: {reason[answer]}."
+        if by == "count" and answer != "none":
+            said += " By counts: without held-out outliers (--test-outliers) that is when points are generated there."
+        lines.append(f"{group.capitalize()}s {expected}? {said}")
+        if answer != "none":
+            lines.append(f"  {_false_positives(summary['false_positives'][group], group)}")
+    return lines
+
+
+def _false_positives(answers: dict[str, int], group: str) -> str:
+    """How often the test answers where there is nothing to find."""
+    total = sum(answers.values())
+    wrong = answers.get("later", 0) + answers.get("earlier", 0)
+    untold = total - wrong - answers.get("not shown", 0)
+    low, high = wilson_interval(wrong, total)
+    return (
+        f"False positives: {wrong} of {total} random relabelings of inliers as {group}s "
+        f"({100 * wrong / total:.1f} % [{100 * low:.1f}, {100 * high:.1f}]); {untold} cannot be told."
+    )
 
 
 @main.command()

@@ -16,13 +16,15 @@ from scipy.stats import mannwhitneyu
 from torch import nn
 
 import outlier_study
-from toy.analysis import auroc, detection, early_stop, half_epoch, half_epochs, median_interval, sign_flip_test
+from benchmarks.bench_verdicts import simulate
+from memorization.stats.timing import RiseFits, logistic, pooled_shares, sign_flip_test, timing_test
+from toy.analysis import auroc, detection, early_stop, false_positives, half_of_rise, median_interval, timings
 from toy.data import DUPLICATE, INLIER, OUTLIER, make_data
 from toy.diffusion import ALPHA_BAR, SIGMA, STEPS, add_noise, ancestral_sample, embed, seeded
 from toy.ensemble import CLIP, Ensemble
 from toy.measure import Neighbours, neighbour_distance
 from toy.optimum import optimum_points
-from toy.study import PRESETS, Result, Settings, run_study
+from toy.study import PRESETS, RELABELINGS, Result, Settings, relabelings, run_study
 from training.optim import OptimEDM
 
 TINY = Settings(points=60, outliers=6, duplicates=4, epochs=6, repeats=2, optimum_points=20)
@@ -74,6 +76,26 @@ def test_units_and_cluster():
     assert np.allclose(data.test[-2000:].mean(0), cluster.mean(0), atol=0.03) and len(data.test) == 42_000
     quadrants = {tuple(np.sign(make_data(s, 2, 50, 0).train[2:].mean(0))) for s in range(20)}
     assert len(quadrants) == 4
+
+
+def test_labels_of_the_control_mean_nothing():
+    """All sizes stay; outliers and copies are new points of the moons, and no point is there twice."""
+    data, control = (make_data(1, 3000, outliers=1500, duplicates=700, test_outliers=True, null=n) for n in (0, 1))
+    assert control.sizes().tolist() == data.sizes().tolist() and len(control.test) == len(data.test)
+    assert control.originals().tolist() == data.sizes().tolist() and len(np.unique(control.train, axis=0)) == 5200
+    inliers, *others = (control.train[control.group == g] for g in (INLIER, DUPLICATE, OUTLIER))
+    for points in (*others, control.test[-1500:], control.fresh[3000:4500]):
+        assert np.allclose(points.mean(0), inliers.mean(0), atol=0.1)
+        assert np.allclose(np.cov(points.T), np.cov(inliers.T), atol=0.1)
+
+
+def test_inliers_stand_for_groups():
+    data = make_data(1, 500, outliers=30, duplicates=20)
+    duplicates, outliers = relabelings(data, seed=1)
+    assert duplicates.shape == (RELABELINGS, 40) and outliers.shape == (RELABELINGS, 30)
+    assert (data.group[duplicates] == INLIER).all() and all(len(set(row)) == 30 for row in outliers.tolist())
+    few = relabelings(make_data(1, 50, outliers=30, duplicates=20), seed=1)
+    assert [drawn.shape[1] for drawn in few] == [15, 15]  # others must be left to compare with
 
 
 def test_jitter_moves_copies_only():
@@ -221,6 +243,8 @@ def test_counts_are_those_of_all_distances(jitter):
     nearest, memorized = brute_force(points, data, 1.5)
     assert found.nearest.tolist() == np.bincount(data.group[nearest], minlength=3).tolist()
     assert found.memorized.tolist() == np.bincount(data.group[nearest[memorized]], minlength=3).tolist()
+    assert found.by_point.sum(axis=1).tolist() == [memorized.sum(), 400]
+    assert [found.by_point[0, data.group == g].sum() for g in range(3)] == found.memorized.tolist()
     origins = set(data.origin[nearest[memorized]].tolist())
     assert found.hits.tolist() == [o in origins for o in data.origin.tolist()]
 
@@ -272,13 +296,72 @@ def test_optimum_replays_a_sparse_set():
 # Statistics.
 
 
-def test_half_epoch():
-    epochs = np.array([1, 2, 4, 8, 16])
-    assert half_epoch(epochs, np.array([0, 0, 2, 8, 8.0])) == 4 + 4 * (4 - 2) / 6
-    assert half_epoch(epochs, np.array([5, 5, 5, 5, 5.0])) == 1
-    assert half_epoch(epochs, np.array([2, 2, 2, 2, 4.0]), floor=2) == 12
-    assert half_epoch(epochs, np.array([2, 2, 2, 2, 1.0]), floor=2) == math.inf
-    assert half_epoch(epochs, np.array([2, 2, 2, 2, 4.0]), floor=2, least=4.1) == math.inf
+EPOCHS = np.unique(np.geomspace(1, 1500, 30).round())
+
+
+def drawn(rng, half, number, level, chance, repeats=10):
+    """Memorized and all points of a group, [R, E]."""
+    near = rng.poisson(number, [repeats, len(EPOCHS)])
+    return rng.binomial(near, chance + level * logistic(EPOCHS, half, 2.0)), near
+
+
+def test_a_fit_finds_the_curve():
+    fits = RiseFits(EPOCHS, np.ones(len(EPOCHS)))
+    for half, slope in ((10, 2.0), (200, 4.0)):
+        fit = fits.best(0.2 + 0.5 * logistic(EPOCHS, half, slope)[None])[0]
+        assert fit.half == pytest.approx(half, rel=0.07) and fit.slope == slope
+        assert fit.floor == pytest.approx(0.2, abs=0.01) and fit.level == pytest.approx(0.5, abs=0.02)
+    assert fits.best(-logistic(EPOCHS, 10, 2.0)[None])[0].half == math.inf
+
+
+def test_pooled_shares_are_those_of_all_points():
+    memorized, nearest = np.array([[3, 0], [1, 0]]), np.array([[4, 0], [6, 0]])
+    assert pooled_shares(memorized, nearest).mean(axis=0) == pytest.approx([0.4, 0])
+    assert pooled_shares(memorized, nearest)[1, 0] == pytest.approx(0.4 + (1 - 0.4 * 6) / 5)
+
+
+@pytest.mark.parametrize(("preset", "half"), [("fig4", 2), ("quick", 150)])
+def test_equal_timing_is_rarely_called_different(preset, half):
+    """Group sizes, chance and final levels differ, timing does not: at most 5 %, within the error of 200 studies."""
+    answers = simulate(preset, shift=1.0, middle=half, level=0.5, studies=200)
+    for group, said in answers.items():
+        assert sum(answer in ("later", "earlier") for answer in said) <= 18, group  # 99.6 % of binomial(200, 0.05)
+    assert sum(answer in ("later", "earlier") for said in answers.values() for answer in said) > 3
+
+
+def test_a_factor_two_is_found():
+    answers = simulate("quick", shift=2.0, middle=150, level=0.5, studies=40)
+    assert answers["outlier"].count("later") >= 28 and answers["duplicate"].count("earlier") >= 36
+    assert "earlier" not in answers["outlier"] and "later" not in answers["duplicate"]
+
+
+def test_size_is_not_timing():
+    """A group of 3 beside one of 3000: where its counts first cross half of their end is early, by noise."""
+    rng, crossings, answers = np.random.default_rng(0), [], []
+    for _ in range(30):
+        small, large = (drawn(rng, 100, n, 0.5, 0.3) for n in (3, 3000))
+        for memorized, _ in (small, large):
+            crossings.append([EPOCHS[np.argmax(curve >= curve[-3:].mean() / 2)] for curve in memorized])
+        answers.append(timing_test(EPOCHS, small, large).answer)
+    assert np.median(crossings[::2]) < np.median(crossings[1::2])
+    assert answers.count("earlier") + answers.count("later") <= 5
+
+
+def test_what_has_not_risen_is_not_late():
+    rng = np.random.default_rng(0)
+    flat, rising = ([drawn(rng, 100, n, level, 0.3) for _ in range(20)] for n, level in ((20, 0.0), (500, 0.5)))
+    answers = [timing_test(EPOCHS, *pair).answer for pair in zip(flat, rising)]
+    assert answers.count("not risen") >= 17 and "later" not in answers
+    assert timing_test(EPOCHS, rising[0], flat[answers.index("not risen")]).answer == "reference not risen"
+    flat, rising = flat[0], rising[0]
+    assert timing_test(EPOCHS, (flat[0] * 0, flat[1] * 0), rising).p_later is None
+
+
+def test_half_of_the_rise():
+    rng = np.random.default_rng(0)
+    half, low, high = half_of_rise(EPOCHS, *drawn(rng, 100, 300, 0.5, 0.3))
+    assert half == pytest.approx(100, rel=0.15) and low <= half <= high < 2 * low
+    assert math.isnan(half_of_rise(EPOCHS, np.zeros([3, len(EPOCHS)]), None)[0])  # nothing is there
 
 
 def test_sign_flips():
@@ -307,35 +390,49 @@ def test_auroc_with_ties():
     assert auroc(np.array([0, 1, math.inf]), np.array([False, False, True])) == 1
 
 
-def made_up_result(outlier_epoch, test_chance=60):
-    """Four repeats in which inliers are memorized from epoch 4 on and outliers from `outlier_epoch` on."""
-    data = [make_data(s, 600, 200, 20, test_outliers=True) for s in range(4)]
+def made_up_result(outlier_epoch, test_chance=60, repeats=8, test_outliers=True):
+    """Repeats in which inliers are memorized from epoch 4 on and outliers from `outlier_epoch` on."""
+    data = [make_data(s, 600, 200, 20, test_outliers=True) for s in range(repeats)]
     epochs = np.arange(1, 21)
-    memorized = np.zeros([4, 20, 3], int)
+    memorized = np.zeros([repeats, 20, 3], int)
     memorized[:, :, INLIER], memorized[:, :, DUPLICATE] = np.where(epochs < 4, 150, 450), np.where(epochs < 3, 5, 18)
     memorized[:, :, OUTLIER] = np.where(epochs < outlier_epoch, 60, 180)
     first = np.stack([np.where(d.group == OUTLIER, outlier_epoch, 4) for d in data])
+    inliers = np.stack([memorized[:, :, INLIER] // 10, np.full([repeats, 20], 58)], axis=-1)
     return Result(
-        settings=Settings(points=600, outliers=200, duplicates=20, epochs=20, repeats=4, test_outliers=True), data=data,
-        epochs=epochs, memorized=memorized, nearest=np.broadcast_to([580, 20, 200], memorized.shape),
-        distance=np.ones([4, 20]), loss=np.ones([4, 20]), first=first,
-        chance=np.tile([175, 6, test_chance], (4, 1)), chance_nearest=np.tile([580, 20, 200], (4, 1)),
-        optimum=np.full([4, 3], np.nan), optimum_nearest=np.full([4, 3], np.nan), last=data[0].train,
+        settings=Settings(
+            points=600, outliers=200, duplicates=20, epochs=20, repeats=repeats, test_outliers=test_outliers
+        ),
+        data=data, epochs=epochs, memorized=memorized, nearest=np.broadcast_to([580, 20, 200], memorized.shape),
+        distance=np.ones([repeats, 20]), loss=np.ones([repeats, 20]), first=first,
+        chance=np.tile([175, 6, test_chance], (repeats, 1)), chance_nearest=np.tile([580, 20, 200], (repeats, 1)),
+        optimum=np.full([repeats, 3], np.nan), optimum_nearest=np.full([repeats, 3], np.nan), last=data[0].train,
+        relabeled=np.broadcast_to(inliers[:, :, None, None], [repeats, 20, 2, 5, 2]),
     )  # fmt: skip
 
 
 def test_answers_on_a_made_up_result():
     result = made_up_result(outlier_epoch=12)
-    half = half_epochs(result, above_chance=True)
-    assert (half[:, OUTLIER] > 11).all() and (half[:, INLIER] < 4).all() and (half[:, DUPLICATE] < 3).all()
-    assert detection(result)["first epoch"].tolist() == [1] * 4
+    found = timings(result)
+    assert found["outlier"].answer == "later" and found["outlier"].p_later == 1 / 256
+    assert found["duplicate"].answer == "earlier"
+    assert false_positives(result) == {"duplicate": {"not shown": 5}, "outlier": {"not shown": 5}}
+    assert detection(result)["first epoch"].tolist() == [1] * 8
     stop = early_stop(result, 0)
     assert stop.epoch == 12 and stop.memorized == pytest.approx((450 + 18 + 180) / 820)
     assert early_stop(made_up_result(2), 0).epoch == 2
-    unseen = made_up_result(12, test_chance=200)  # no held-out outliers: all are memorized by chance
-    assert early_stop(unseen, 0).epoch is None and np.isnan(half_epochs(unseen, above_chance=True)[:, OUTLIER]).all()
-    never = half_epochs(made_up_result(outlier_epoch=99), above_chance=True)
-    assert (never[:, OUTLIER] == math.inf).all()
+
+
+def test_answers_that_cannot_be_told():
+    """What never rises is censored, and so is all that ends below chance."""
+    never = made_up_result(outlier_epoch=99)
+    assert timings(never)["outlier"].answer == "not risen" and timings(never)["duplicate"].answer == "earlier"
+    unseen = made_up_result(12, test_chance=200)  # all are memorized by chance
+    assert early_stop(unseen, 0).epoch is None and timings(unseen)["outlier"].answer == "not risen"
+    assert timings(replace(unseen, settings=replace(unseen.settings, test_outliers=False)))["outlier"].answer == "later"
+    unlearned = replace(never, chance=np.tile([460, 6, 60], (8, 1)))
+    assert {timing.answer for timing in timings(unlearned).values()} == {"reference not risen"}
+    assert timings(made_up_result(12, repeats=4))["outlier"].answer == "not shown"  # 16 sign patterns, two-sided
 
 
 def test_neighbour_distance_finds_outliers():
@@ -382,6 +479,20 @@ def test_command_writes_everything(run_cli, tmp_path):
     assert summary["repeats"] == 2 and set(summary["groups"]) == {"inlier", "duplicate", "outlier"}
     assert (out / "memorized.png").stat().st_size > 10_000 and (out / "points.png").stat().st_size > 10_000
     assert run_cli(outlier_study.main, args).output == text  # finished: shown again
+
+
+def test_control_beside_its_study(run_cli, tmp_path):
+    args = ["moons", *TINY_OPTIONS, "--epochs=2", f"--out={tmp_path / 's'}"]
+    assert "with --null runs it" in run_cli(outlier_study.main, args).output
+    control = run_cli(outlier_study.main, [*args, "--null"]).output
+    assert re.search(r"False positives: \d+ of 200 random relabelings", control) and "with --null" not in control
+    assert json.loads((tmp_path / "s" / "null" / "options.json").read_text())["settings"]["null"] is True
+    text = run_cli(outlier_study.main, args).output
+    assert "Negative control, labels without meaning" in text and text.count("Outliers later?") == 2
+    summary = tmp_path / "s" / "null" / "summary.json"
+    for wrong in ("{}", "[", summary.read_text().replace('"not shown"', '"maybe"').replace('"reference not', '"ref')):
+        summary.write_text(wrong)
+        assert "run it again with --null" in run_cli(outlier_study.main, args, code=1).stderr
 
 
 def test_without_a_command_and_without_outliers(run_cli, tmp_path):

@@ -1,44 +1,28 @@
 """What a two-moons study says: when groups are memorized, whether outliers come later, and two uses of that."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
+from memorization.stats.timing import (
+    Answer,
+    RiseFits,
+    Timing,
+    above_zero,
+    pooled_shares,
+    sign_flips,
+    timing_test,
+)  # fmt: skip
 from toy.data import DUPLICATE, GROUPS, INLIER, OUTLIER
 from toy.measure import neighbour_distance
-from toy.study import Result, share
+from toy.study import Result, Settings, share
 
 _FINAL = 0.1  # share of the evaluations, at the end, whose mean is the final value
-_REPLICATES = 10_000  # of bootstrap and random sign flips
-_EXACT = 16  # repeats up to which all sign flips are tried
-
-
-def half_epoch(epochs: np.ndarray, curve: np.ndarray, floor: float = 0.0, least: float = 0.0) -> float:
-    """Epoch at which a curve has first come half of the way from `floor` to its final value.
-
-    Between evaluations the curve is taken as straight, and before the first one as unknown: what is there already
-    counts at the first evaluation. The final value is the mean of the last tenth of the evaluations.
-
-    Parameters
-    ----------
-    epochs, curve : [E], ascending epochs and values there
-    least : final value from which on the curve counts as risen
-
-    Returns
-    -------
-    float; infinite if the final value is not above `floor` and `least`
-    """
-    final = _final(curve).mean()
-    if not final > max(floor, least):
-        return float("inf")
-    target = floor + (final - floor) / 2
-    i = int(np.argmax(curve >= target))
-    if i == 0:
-        return float(epochs[0])
-    step = (target - curve[i - 1]) / (curve[i] - curve[i - 1])
-    return float(epochs[i - 1] + step * (epochs[i] - epochs[i - 1]))
+_REPLICATES = 10_000  # of the bootstrap
+_FITS = 500  # of the bootstrap of fitted curves
 
 
 def _final(values: np.ndarray) -> np.ndarray:
@@ -60,26 +44,6 @@ def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float
 def _median(values: np.ndarray, axis: int) -> np.ndarray:
     """The median; the lower one of two, so that infinite values are never averaged."""
     return np.quantile(values, 0.5, axis=axis, method="inverted_cdf")
-
-
-def sign_flip_test(differences: np.ndarray) -> float:
-    """One-sided p-value of "the mean difference is above 0", paired over repeats.
-
-    If the two members of each pair could be exchanged, each difference would as likely have the other sign. The
-    p-value is the share of sign patterns with a mean at least as large: of all of them up to 16 repeats, of 10,000
-    random ones and the observed one beyond. The smallest possible value is 1 / 2^repeats. NaN ones are left out.
-    """
-    differences = differences[~np.isnan(differences)]
-    count = len(differences)
-    if not count:
-        return float("nan")
-    if count <= _EXACT:
-        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    else:
-        signs = np.random.default_rng(0).choice([-1, 1], size=[_REPLICATES, count])
-        signs = np.concatenate([signs, np.ones([1, count], dtype=int)])
-    means = signs @ differences
-    return float(np.mean(means >= differences.sum() - 1e-12 * np.abs(differences).sum()))
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -137,27 +101,99 @@ def early_stop(result: Result, repeat: int) -> EarlyStop:
     )  # fmt: skip
 
 
-def half_epochs(result: Result, above_chance: bool) -> np.ndarray:
-    """`half_epoch` of each repeat and group, float64 [R, 3]; NaN where it means nothing.
+def in_shares(settings: Settings) -> bool:
+    """Whether outliers are compared by the share of memorized points near them, or by the count of memorized points.
 
-    Of memorized points, from 0 on; or with `above_chance` of the share of memorized points among those generated near
-    the group, from the share that fresh draws have (over all repeats): how often a group is generated then plays no
-    part. The share counts as risen if it ends more than 2 standard deviations of a binomial share above chance. Where
-    chance is 100 %, as for outliers without held-out ones, nothing can rise.
+    Without held-out outliers every point near the cluster is memorized by chance, and only the count can rise.
     """
-    found = np.full(result.chance.shape, np.nan)
-    chance = share(result.chance.sum(axis=0), result.chance_nearest.sum(axis=0))  # [3]
-    for r, g in np.ndindex(found.shape):
-        memorized, nearest = result.memorized[r, :, g], result.nearest[r, :, g]
-        if not result.data[r].sizes()[g]:
-            continue
-        if not above_chance:
-            found[r, g] = half_epoch(result.epochs, memorized.astype(float))
-        elif chance[g] < 1:
-            deviation = np.sqrt(chance[g] * (1 - chance[g]) / max(_final(nearest).sum(), 1))
-            curve = share(memorized, nearest)
-            found[r, g] = half_epoch(result.epochs, curve, chance[g], chance[g] + 2 * deviation)
+    return settings.test_outliers or settings.null
+
+
+def timings(result: Result) -> dict[str, Timing]:
+    """When duplicates and outliers are memorized against inliers; see `memorization.stats.timing`.
+
+    By shares, and outliers without held-out ones by counts. By shares a group that does not end beyond chance, by more
+    than 2 standard errors over repeats, has not risen, whatever its curve does below that.
+    """
+    flips = sign_flips(len(result.data))
+    groups = {g: (result.memorized[:, :, g], result.nearest[:, :, g]) for g in range(len(GROUPS))}
+    chance = {g: (result.chance[:, g], result.chance_nearest[:, g]) for g in range(len(GROUPS))}
+    return {
+        GROUPS[g]: _timing(result, groups[g], groups[INLIER], chance[g], chance[INLIER], flips, shares)
+        for g, shares in _questions(result)
+    }
+
+
+def false_positives(result: Result) -> dict[str, Counter[Answer]]:
+    """How often each answer is given when inliers stand for duplicates and for outliers, of `RELABELINGS` drawings.
+
+    The answers "later" and "earlier" are wrong there. The other inliers are the reference, in the same networks.
+    """
+    flips = sign_flips(len(result.data))
+    chance = result.chance[:, INLIER], result.chance_nearest[:, INLIER]
+    inliers = np.stack([result.memorized[:, :, INLIER], result.nearest[:, :, INLIER]], axis=-1)  # [R, E, 2]
+    found = {}
+    for i, (g, shares) in enumerate(_questions(result)):
+        answers: Counter[Answer] = Counter()
+        for k in range(result.relabeled.shape[3]):
+            drawn = result.relabeled[:, :, i, k]
+            group, others = (tuple(np.moveaxis(counts, -1, 0)) for counts in (drawn, inliers - drawn))
+            answers[_timing(result, group, others, chance, chance, flips, shares).answer] += 1
+        found[GROUPS[g]] = answers
     return found
+
+
+def _questions(result: Result) -> list[tuple[int, bool]]:
+    """The groups that are compared with inliers, in the order of `Result.relabeled`, and whether by shares."""
+    return [(DUPLICATE, True), (OUTLIER, in_shares(result.settings))]
+
+
+_Counts = tuple[np.ndarray, np.ndarray]  # memorized and all points near a group
+
+
+def _timing(
+    result: Result, group: _Counts, reference: _Counts, chance: _Counts, reference_chance: _Counts, flips: np.ndarray,
+    shares: bool,
+) -> Timing:  # fmt: skip
+    """`timing_test` of counts [R, E] with chance counts [R]."""
+    if not shares:
+        return timing_test(result.epochs, (group[0], None), (reference[0], None), flips)
+    if not group[1].any():
+        return Timing("none")
+    if not _beyond_chance(reference, reference_chance):
+        return Timing("reference not risen")
+    if not _beyond_chance(group, chance):
+        return Timing("not risen")
+    return timing_test(result.epochs, group, reference, flips)
+
+
+def _beyond_chance(counts: _Counts, chance: _Counts) -> bool:
+    """Whether the share of the last tenth of the evaluations is above that of fresh draws, over repeats."""
+    end = [np.stack([_final(row).sum() for row in part])[:, None] for part in counts]
+    over = pooled_shares(*end) - pooled_shares(*(part[:, None] for part in chance))
+    return above_zero(over[:, 0])
+
+
+def half_of_rise(epochs: np.ndarray, memorized: np.ndarray, nearest: np.ndarray | None) -> tuple[float, float, float]:
+    """Epoch of half the rise of the curve pooled over repeats, with its percentile bootstrap interval over repeats.
+
+    By the fit of `memorization.stats.timing`: nearer to the truth than where a noisy curve first crosses a level,
+    which is early in small groups. NaN if there is nothing, infinite if it falls.
+
+    Parameters
+    ----------
+    epochs : [E]
+    memorized, nearest : counts [R, E]; the curve is their share, or without the latter the count
+    """
+    if not memorized.any():
+        return (float("nan"),) * 3
+    curves = memorized.astype(float) if nearest is None else pooled_shares(memorized, nearest)
+    fits = RiseFits(epochs, np.ones(len(epochs)) if nearest is None else nearest.mean(axis=0))
+    repeats = len(curves)
+    draws = np.random.default_rng(0).multinomial(repeats, np.full(repeats, 1 / repeats), size=_FITS) / repeats
+    halves = np.array([fit.half for fit in fits.best(np.concatenate([curves.mean(axis=0)[None], draws @ curves]))])
+    low, high = np.quantile(halves[1:], [0.025, 0.975], method="inverted_cdf")
+    return float(halves[0]), float(low), float(high)
 
 
 def _never_memorized(result: Result, group: int) -> float:
@@ -170,7 +206,6 @@ def summarize(result: Result) -> dict[str, Any]:
     """All answers of a study, JSON-ready; None stands for what is not defined."""
     last = result.memorized[:, -1]  # [R, 3]
     by_group = {}
-    halves = {name: half_epochs(result, above) for name, above in (("half", False), ("half_above_chance", True))}
     for g, name in enumerate(GROUPS):
         by_group[name] = dict(
             training_points=result.data[0].sizes()[g],
@@ -183,21 +218,17 @@ def summarize(result: Result) -> dict[str, Any]:
             optimum_share=share(result.optimum.sum(axis=0), result.optimum_nearest.sum(axis=0))[g],
             optimum_per_point=result.per_point(result.optimum)[:, g].mean(),
             never_memorized=_never_memorized(result, g),
-            **{key: median_interval(values[:, g]) for key, values in halves.items()},
+            half=half_of_rise(result.epochs, result.memorized[:, :, g], result.nearest[:, :, g]),
+            half_count=half_of_rise(result.epochs, result.memorized[:, :, g], None),
         )  # fmt: skip
-    censored = {key: np.minimum(values, result.epochs[-1]) for key, values in halves.items()}  # "never yet": at least
-    tests = {
-        key: dict(
-            outliers_later=sign_flip_test(values[:, OUTLIER] - values[:, INLIER]),
-            duplicates_earlier=sign_flip_test(values[:, INLIER] - values[:, DUPLICATE]),
-        )
-        for key, values in censored.items()
-    }
     stops = [early_stop(result, r) for r in range(len(result.data))]
     stopped = [stop.epoch for stop in stops if stop.epoch is not None]
     return _plain(dict(
         repeats=len(result.data), epochs=result.epochs[-1], generated=result.generated,
-        memorized=result.fraction(last.sum(axis=1)).mean(), groups=by_group, p_values=tests,
+        memorized=result.fraction(last.sum(axis=1)).mean(), groups=by_group,
+        outliers_by="share" if in_shares(result.settings) else "count",
+        timing={name: asdict(timing) for name, timing in timings(result).items()},
+        false_positives=false_positives(result),
         auroc={name: median_interval(values) for name, values in detection(result).items()},
         early_stop=dict(
             repeats_stopped=len(stopped), epoch=np.median(stopped) if stopped else None,

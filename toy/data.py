@@ -47,11 +47,15 @@ def make_data(
     test_outliers: bool = False,  # put as many held-out points of the cluster into the test set
     noise: float = 0.05,  # of make_moons, in radii of a moon
     spread: float = 0.2,  # standard deviation of the cluster
+    null: bool = False,  # labels without meaning: the negative control
 ) -> ToyData:
     """Draw the data of one repeat.
 
     The cluster of outliers is Gaussian and lies 2 standard deviations from the mean along each axis, in one of the
     four quadrants, chosen at random. Lengths are in the units of the module.
+
+    With `null` outliers are drawn from the moons, and so are the points that would be copies, each its own origin:
+    all sizes stay, and points of different groups can be exchanged.
 
     Raises
     ------
@@ -73,15 +77,17 @@ def make_data(
         return (x[:count] - _CENTER) / _SCALE
 
     def cluster(count: int) -> np.ndarray:
-        return center + spread * rng.standard_normal((count, 2))
+        return moons(count) if null else center + spread * rng.standard_normal((count, 2))
 
     inliers, outlying = moons(points), cluster(outliers)
     chosen = rng.choice(points, size=duplicates, replace=False)
-    copies = inliers[chosen] + jitter * rng.standard_normal((duplicates, 2))
+    copies = moons(duplicates) if null else inliers[chosen] + jitter * rng.standard_normal((duplicates, 2))
     group = np.zeros(points + outliers + duplicates, dtype=np.int8)
     group[points : points + outliers] = OUTLIER
     group[points + outliers :] = group[chosen] = DUPLICATE
     origin = np.concatenate([np.arange(points + outliers), chosen])
+    if null:
+        origin = np.arange(len(origin))
     test = [moons(points), cluster(outliers if test_outliers else 0)]
     fresh = [moons(points), cluster(outliers), moons(duplicates)]
     return ToyData(

@@ -3,13 +3,15 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
+from memorization.stats.timing import Answer
 from toy.data import GROUPS
-from toy.study import Result, share
+from toy.study import Result, Settings, check_same, share
 
 _COLUMNS = (
     "repeat", "seed", "epoch", "group", "training_points", "points", "generated", "nearest", "memorized", "fraction",
@@ -64,6 +66,39 @@ def write_summary(summary: dict[str, Any], path: Path) -> None:
     """The answers of `toy.analysis.summarize` as JSON."""
     with atomic_write(path, "w") as file:
         json.dump(summary, file, indent=2)
+
+
+def read_summary(folder: Path, settings: Settings) -> dict[str, Any] | None:
+    """What `write_summary` has left in the folder of a study with these settings; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a study with other settings, or the summary is damaged.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    check_same(settings, folder)
+    try:
+        summary = parse_json(path.read_bytes())
+        for group in ("outlier", "duplicate"):
+            answers = summary["false_positives"][group]
+            if not all(isinstance(count, int) and count >= 0 for count in answers.values()) or not sum(
+                answers.values()
+            ):
+                raise ValueError("counts")
+            timing = summary["timing"][group]
+            answered = timing["answer"] in ("later", "earlier", "not shown")
+            if answered != all(isinstance(timing[key], float) for key in ("p_later", "p_earlier")):
+                raise ValueError("p-values")
+            if timing["answer"] not in get_args(Answer):
+                raise ValueError("answer")
+        if not isinstance(summary["repeats"], int) or summary["outliers_by"] not in ("share", "count"):
+            raise ValueError("repeats")
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ValueError(f'"{path}" is not the summary of a two-moons study; run it again with --null.') from err
+    return summary
 
 
 def _number(value: float) -> str:

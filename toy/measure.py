@@ -25,6 +25,7 @@ class Counts:
     nearest: np.ndarray  # int64 [3], points whose nearest training point is of the group
     memorized: np.ndarray  # int64 [3], of these, memorized ones
     hits: np.ndarray  # bool [N], training points that are memorized; a point and its copies together
+    by_point: np.ndarray  # int64 [2, N], memorized points and all points whose nearest training point is this one
     distance: float  # sliced Wasserstein distance to fresh draws of the same distribution
 
 
@@ -54,11 +55,13 @@ class Neighbours:
         memorized = ratio * to_train < to_test
         origins = np.zeros(len(self.data.train), dtype=bool)
         origins[self.data.origin[nearest[memorized]]] = True
-        group = self.data.group[nearest]
+        group_of = self.data.group
+        group = group_of[nearest]
         return Counts(
             nearest=np.bincount(group, minlength=len(GROUPS)),
             memorized=np.bincount(group[memorized], minlength=len(GROUPS)),
             hits=origins[self.data.origin],
+            by_point=np.stack([np.bincount(rows, minlength=len(group_of)) for rows in (nearest[memorized], nearest)]),
             distance=self.distance(points),
         )
 

@@ -86,7 +86,7 @@ def _epoch_axis(ax: Axes, result: Result) -> None:
     if result.settings.eval_schedule == "log":
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
-    ax.set_xlabel("epoch")
+    ax.set_xlabel("epochs trained")
     ax.grid(color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

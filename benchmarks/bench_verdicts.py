@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from dnnlib.cli import report_errors
-from memorization.measure.ratio import wilson_interval
+from memorization.stats.intervals import wilson_interval
 from memorization.stats.timing import logistic, sign_flips, timing_test
 from toy.study import PRESETS, Settings
 

@@ -9,7 +9,14 @@ import click
 
 from dnnlib.cli import Float, report_errors
 from dnnlib.util import check_folder
-from memorization.curve.group_curves import group_curves, group_figure, half_epoch, write_group_curves
+from memorization.curve.group_curves import (
+    group_curves,
+    group_figure,
+    group_timing,
+    half_epoch,
+    pooled,
+    write_group_curves,
+)
 from memorization.plots import check_format, save_figure
 from memorization.runs import read_run
 from memorization.stats.intervals import wilson_interval
@@ -182,28 +189,30 @@ def _verdicts(summary: dict[str, Any]) -> list[str]:
     lines = []
     for group, expected in (("outlier", "later"), ("duplicate", "earlier")):
         timing, by = summary["timing"][group], summary["outliers_by"] if group == "outlier" else "share"
-        answer = timing["answer"]
-        if timing["p_later"] is not None:
-            p = min(1.0, 2 * min(timing["p_later"], timing["p_earlier"]))
-            said = "Yes" if answer == expected else "This run does not show it"
-            if answer in ("later", "earlier") and answer != expected:
-                said = f"No, {answer}"
-            said += f" (two-sided p = {p:.4f})."
-            if summary["repeats"] < 6 and answer == "not shown":
-                said += " Fewer than 6 repeats never show it."
-        else:
-            reason = {
-                "none": "there are none",
-                "not risen": f"inliers are memorized by the end, {group}s are not yet; that is neither late nor early",
-                "reference not risen": "not even inliers are memorized beyond chance; more epochs may do it",
-            }
-            said = f"Cannot be told: {reason[answer]}."
+        said, answer = _said(timing, group, expected, summary["repeats"], "repeats"), timing["answer"]
         if by == "count" and answer != "none":
             said += " By counts: without held-out outliers (--test-outliers) that is when points are generated there."
         lines.append(f"{group.capitalize()}s {expected}? {said}")
         if answer != "none":
             lines.append(f"  {_false_positives(summary['false_positives'][group], group)}")
     return lines
+
+
+def _said(timing: dict[str, Any], group: str, expected: str, count: int, units: str) -> str:
+    """The answer for one group; `count` is the number of units of the test."""
+    answer = timing["answer"]
+    if timing["p_later"] is None:
+        reason = {
+            "none": "there are none",
+            "not risen": f"inliers are memorized by the end, {group}s are not yet; that is neither late nor early",
+            "reference not risen": "not even inliers are memorized beyond chance; more epochs may do it",
+        }
+        return f"Cannot be told: {reason[answer]}."
+    if count < 6:
+        return f"Cannot be told: it takes at least 6 {units}, and there are {count}."
+    p = min(1.0, 2 * min(timing["p_later"], timing["p_earlier"]))
+    said = "Yes" if answer == expected else "Not shown" if answer == "not shown" else f"No, {answer}"
+    return f"{said} (two-sided p = {p:.4f})."
 
 
 def _false_positives(answers: dict[str, int], group: str) -> str:
@@ -219,12 +228,15 @@ def _false_positives(answers: dict[str, int], group: str) -> str:
 
 
 @main.command()
-@click.argument("run", metavar="RUN")
-@click.option("--out", help="Figure; the CSV lies beside it  [default: RUN/groups.png]", metavar="FILE")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--out", help="Figure; the CSV lies beside it  [default: groups.png in the first RUN]", metavar="FILE")
 @click.option("--title", help="Title of the figure", metavar="TEXT")
 @report_errors
-def images(run: str, out: str | None, title: str | None) -> None:
+def images(runs: tuple[str, ...], out: str | None, title: str | None) -> None:
     """Draw the memorization of each group of training images over the training of a network.
+
+    Several runs that differ in their seeds are drawn together; from 6 on they can show that a group is copied later or
+    earlier than the inliers.
 
     RUN is a folder of train.py on a set of dataset_utils/dataset_inject.py, measured by mem_ratio.py against a
     reference with groups. Exact duplicates are at the same distance and so are never memorized by d1/d2: measure
@@ -241,17 +253,24 @@ def images(run: str, out: str | None, title: str | None) -> None:
     python mem_ratio.py --expdir=RUN --knn-ref=reference.zip --seeds=0-999
     python outlier_study.py images RUN
     """
-    figure = Path(out) if out is not None else Path(run) / "groups.png"
+    figure = Path(out) if out is not None else Path(runs[0]) / "groups.png"
     check_format(figure)
-    curves = group_curves(read_run(run))
-    click.echo(f"{'group':<12} {'images':>6} {'copied':>7} {'share':>6}  {'95 % interval':<14} {'half at epoch':>13}")
+    each = [group_curves(read_run(run)) for run in runs]
+    curves = pooled(each)
+    click.echo(
+        f"{'group':<12} {'images':>6} {'copied':>7} {'share':>6}  {'95 % interval':<14} {'half its rise at epoch':>22}"
+    )
     for name, points in curves.items():
         last, half = points[-1], half_epoch(points)
         low, high = last.interval
-        reached = "never" if half is None else f"{half:.0f}"
+        reached = "not yet" if half is None else f"{half:.0f}"
         copied = f"{100 * last.num_replayed / last.num_training:.0f} %"
         interval = f"[{low:.2f}, {high:.2f}]"
-        click.echo(f"{name:<12} {last.num_training:>6} {copied:>7} {last.share:>6.2f}  {interval:<14} {reached:>13}")
+        click.echo(f"{name:<12} {last.num_training:>6} {copied:>7} {last.share:>6.2f}  {interval:<14} {reached:>22}")
+    for name, expected in (("outlier", "later"), ("duplicate", "earlier")):
+        if name in curves:
+            timing = dataclasses.asdict(group_timing(each, name))
+            click.echo(f"{name.capitalize()}s {expected}? {_said(timing, name, expected, len(each), 'runs')}")
     group_figure(curves, figure, title=title)
     write_group_curves(curves, figure.with_suffix(".csv"))
     click.echo(f"Figure: {figure}\nTable:  {figure.with_suffix('.csv')}")

@@ -3,11 +3,12 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import outlier_study
-from memorization.curve.group_curves import group_curves, half_epoch
+from memorization.curve.group_curves import GroupPoint, group_curves, group_timing, half_epoch, pooled
 from memorization.runs import read_run
 from memorization.stats.intervals import wilson_interval
 
@@ -62,20 +63,59 @@ def test_shares_are_copies_per_training_image(run):
     assert last["inlier"].ratio == pytest.approx(120 / 140)
 
 
-def test_half_of_the_highest_share(run):
+def test_half_of_the_rise(tmp_path):
+    """10 epochs per kimg; all duplicates are copied from 25 epochs on, outliers not at all."""
+    groups = {}
+    for kimg in range(1, 11):
+        groups[kimg] = {"duplicate": row(20 * (kimg > 2), 20, 5, 5), "inlier": row(6 * kimg, 140, 70, 60)}
+        groups[kimg]["outlier"] = row(0, 9, 5, 0)
+    curves = group_curves(read_run(write_run(tmp_path / "run", groups)))
+    assert 20 < half_epoch(curves["duplicate"]) < 30 < half_epoch(curves["inlier"]) < 90
+    assert half_epoch(curves["outlier"]) is None
+
+
+def test_several_runs_are_one_with_their_counts_added(run):
     curves = group_curves(read_run(run))
-    assert half_epoch(curves["duplicate"]) == 10  # at half with the first snapshot
-    assert half_epoch(curves["inlier"]) == pytest.approx(10 + 10 * 60 / 80)
-    assert half_epoch(curves["outlier"]) == pytest.approx(20 + 10 * 8 / 18)
-    assert half_epoch(curves["outlier"][:1]) is None
+    both = pooled([curves, curves])
+    assert [p.share for p in both["outlier"]] == [p.share for p in curves["outlier"]]
+    assert both["inlier"][2].num_samples == 400 and both["inlier"][2].interval[0] > curves["inlier"][2].interval[0]
+    with pytest.raises(ValueError, match="same snapshots"):
+        pooled([curves, {name: points[:2] for name, points in curves.items()}])
+
+
+def seeds_of_one_setting(rng, outlier_half, count=8):
+    """Runs in which inliers are half copied at 40 epochs, and each run is a little earlier or later as a whole."""
+
+    def points(name, number, size, half):
+        epochs = 10.0 * np.arange(1, 16)
+        memorized = rng.binomial(200, number / 200 / (1 + (half / epochs) ** 4))
+        return [GroupPoint(e / 10, e, m, m, 1, size, 200, 75) for e, m in zip(epochs, memorized.tolist())]
+
+    shifts = np.exp(0.1 * rng.standard_normal(count))
+    return [
+        dict(inlier=points("inlier", 120, 70, 40 * s), outlier=points("outlier", 20, 5, outlier_half * s))
+        for s in shifts
+    ]
+
+
+def test_timing_over_runs():
+    rng = np.random.default_rng(0)
+    equal = [group_timing(seeds_of_one_setting(rng, 40), "outlier").answer for _ in range(100)]
+    assert equal.count("later") + equal.count("earlier") <= 11  # 99 % of binomial(100, 0.05)
+    later = [group_timing(seeds_of_one_setting(rng, 80), "outlier").answer for _ in range(20)]
+    assert later.count("later") >= 18
+    assert group_timing(seeds_of_one_setting(rng, 40), "duplicate").answer == "none"
+    assert group_timing(seeds_of_one_setting(rng, 80, count=5), "outlier").answer == "not shown"
 
 
 def test_command_draws_and_tells(run, run_cli, tmp_path):
     out = tmp_path / "figures" / "groups.png"
     text = run_cli(outlier_study.main, ["images", run, f"--out={out}", "--title=Digits"]).output
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
-    assert lines["outlier"][1] == "5" and lines["outlier"][-1] == "24"
-    assert lines["duplicate"][-1] == "10"
+    assert lines["outlier"][1] == "5" and 10 < float(lines["outlier"][-1]) < 30
+    assert "Outliers later? Cannot be told: it takes at least 6 runs, and there are 1." in text
+    text = run_cli(outlier_study.main, ["images", *[run] * 8, f"--out={out}"]).output
+    assert "Outliers later? Yes (two-sided p = 0.0078)." in text
     with open(out.with_suffix(".csv")) as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9

@@ -558,7 +558,7 @@ def test_interrupted_and_continued(tmp_path):
         "import outlier_study\n"
         "outlier_study.main()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 75 and "Traceback" not in ended.stderr and "goes on from there" in ended.stderr
     assert torch.load(folder / "state.pt", weights_only=True)["ensemble"]["epoch"] == 21
     resumed = run_study(settings, folder)

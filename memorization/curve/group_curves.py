@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from memorization.plots import check_format, save_figure
 from memorization.records import jsonl_path
 from memorization.runs import LOG, Run, by_settings
 from memorization.stats.intervals import wilson_interval
+from memorization.stats.timing import RiseFits, Timing, timing_test
 
 _COLORS = {"inlier": "#0072B2", "duplicate": "#007A5A", "outlier": "#D55E00"}
 _OTHER = ("#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300")
@@ -92,21 +93,52 @@ def group_curves(run: Run) -> dict[str, list[GroupPoint]]:
     return curves
 
 
-def half_epoch(points: Sequence[GroupPoint]) -> float | None:
-    """The epochs at which the share first reaches half of its highest value, linear between snapshots.
+def pooled(runs: Sequence[dict[str, list[GroupPoint]]]) -> dict[str, list[GroupPoint]]:
+    """The curves of several runs that differ in their seeds, as those of one: all counts are added.
 
-    None if nothing of the group is ever memorized.
+    Raises
+    ------
+    ValueError
+        If the runs have other groups, sizes or snapshots.
     """
-    share = np.array([p.share for p in points])
+    first, *others = runs
+    shapes = [
+        [(name, [(p.kimg, p.num_training) for p in points]) for name, points in sorted(run.items())] for run in runs
+    ]
+    if any(shape != shapes[0] for shape in shapes[1:]):
+        raise ValueError("Runs are drawn together that have the same groups, of the same sizes, at the same snapshots.")
+    names = ("num_memorized", "num_nearest", "num_replayed", "num_training", "num_samples", "total")
+    return {
+        name: [
+            replace(p, **{key: sum(getattr(run[name][i], key) for run in runs) for key in names})
+            for i, p in enumerate(points)
+        ]
+        for name, points in first.items()
+    }
+
+
+def half_epoch(points: Sequence[GroupPoint]) -> float | None:
+    """The epochs at half of the rise that fits the share best; see `memorization.stats.timing`.
+
+    None if the curve does not rise. If it still rises at the end, that is half of what was seen.
+    """
     epochs = np.array([p.epochs for p in points])
-    if not share.max() > 0:
-        return None
-    half = share.max() / 2
-    i = int(np.argmax(share >= half))
-    if i == 0:
-        return float(epochs[0])
-    t = (half - share[i - 1]) / (share[i] - share[i - 1])
-    return float(epochs[i - 1] + t * (epochs[i] - epochs[i - 1]))
+    fit = RiseFits(epochs, np.ones(len(epochs))).best(np.array([[p.share for p in points]]))[0]
+    return fit.half if fit.level > 0 else None
+
+
+def group_timing(runs: Sequence[dict[str, list[GroupPoint]]], group: str) -> Timing:
+    """Whether a group is copied later or earlier than the inliers, by the test of `memorization.stats.timing`.
+
+    The units are runs with seeds of their own, each with the same groups and snapshots; the curves are the copies per
+    generated image. The images of a group are the same in all runs, so that the answer is about these images.
+    """
+    if not all(name in run for run in runs for name in ("inlier", group)):
+        return Timing("none")
+    counts = [
+        np.array([[p.num_memorized / p.num_samples for p in run[name]] for run in runs]) for name in (group, "inlier")
+    ]
+    return timing_test(np.array([p.epochs for p in runs[0][group]]), (counts[0], None), (counts[1], None))
 
 
 def write_group_curves(curves: dict[str, list[GroupPoint]], path: str | os.PathLike) -> None:

@@ -16,7 +16,7 @@ from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
 from memorization.curve.figures import curve_figure, trajectory_figure
 from memorization.curve.files import write_curve_csv, write_curve_json, write_trajectory_csv
-from memorization.curve.lines import REPLICATES, Line, curve_lines, trajectories
+from memorization.curve.lines import INTERPOLATIONS, REPLICATES, Line, curve_lines, line_notes, trajectories
 from memorization.measure.posterior import posterior_curves
 from memorization.plots import check_format, collapse_curve
 from memorization.records import format_int_list
@@ -46,6 +46,12 @@ _level_option = click.option(
     "--level", help="Ratio that defines EMM, 1 - epsilon", metavar="FLOAT", type=float, default=0.9, show_default=True
 )
 _FRACTION = Float(min=0, max=1, min_open=True, max_open=True)
+_seed_sd_option = click.option(
+    "--seed-sd",
+    help="Spread between training seeds, standard deviation of logit R_mem  [default: from the runs]",
+    metavar="FLOAT",
+    type=Float(min=0),
+)
 _title_option = click.option("--title", help="Title of the figure", metavar="TEXT")
 
 
@@ -61,15 +67,33 @@ def main() -> None:
     "--out", help="Figure; CSV and JSON lie beside it", metavar="FILE", default="curve.png", show_default=True
 )
 @_level_option
+@_seed_sd_option
+@click.option(
+    "--interpolation",
+    help="How EMM is read: off a fit on the logit scale, or off straight lines in log |D|, as published figures are",
+    metavar="logit|linear",
+    type=click.Choice(INTERPOLATIONS),
+    default="logit",
+    show_default=True,
+)
 @_title_option
 @report_errors
-def curve(runs: tuple[str, ...], by: str | None, out: str, level: float, title: str | None) -> None:
+def curve(
+    runs: tuple[str, ...],
+    by: str | None,
+    out: str,
+    level: float,
+    seed_sd: float | None,
+    interpolation: str,
+    title: str | None,
+) -> None:
     """Draw R_mem over |D| of all measured runs at or below the given folders, and estimate EMM.
 
     A run counts with the highest ratio over its snapshots; runs of one size, which should differ in the seed
-    alone, are averaged. EMM is the largest |D| at which the ratio is still --level, interpolated in log |D|;
-    its 95 % interval is a bootstrap over generated images and, where there are several, over seeds. "below" and
-    "at least" say that the sizes do not reach far enough.
+    alone, are averaged. EMM is the largest |D| at which the ratio is still --level, read off a falling curve that is
+    fitted to all sizes, with a 95 % interval over images and seeds. How much seeds differ is taken from sizes with
+    several runs, from other lines, or from --seed-sd; where it is not known, the interval is that of the images only,
+    and says so. "below" and "at least" say that the sizes do not reach far enough.
 
     KEY is any key of training_options.json (arch, num_channels, cond, optimizer_kwargs.weight_decay or just
     weight_decay, ...), of the dataset (num_classes, channels, keys of its dataset.json, dataset: its name), or
@@ -90,7 +114,8 @@ def curve(runs: tuple[str, ...], by: str | None, out: str, level: float, title: 
     for path in (table, record):
         check_file(path)
     measured, left_out = read_runs(runs)
-    lines, notes = curve_lines(measured, by, level=level)
+    lines, notes = curve_lines(measured, by, level=level, seed_sd=seed_sd, interpolation=interpolation)
+    notes += line_notes(lines, by)
     for line in lines:
         warn_about(line.differing, line.name and f"{by} = {line.name}")
     if any(run.adaptive for run in measured):
@@ -194,9 +219,12 @@ def collapse(traces: tuple[str, ...], out: str, title: str | None) -> None:
     "--by", help="One curve per value of this key, as for curve  [default: the one that differs]", metavar="KEY"
 )
 @_level_option
+@_seed_sd_option
 @click.option("--title", help="Title of the page", metavar="TEXT")
 @report_errors
-def report(folder: str, out: str | None, by: str | None, level: float, title: str | None) -> None:
+def report(
+    folder: str, out: str | None, by: str | None, level: float, seed_sd: float | None, title: str | None
+) -> None:
     """Write a study as one HTML page: all that lies in the run folders at and below DIR.
 
     The page holds EMM, curves, runs, training, decisions of a search, pictures (PNG files in DIR and in its run
@@ -216,9 +244,9 @@ def report(folder: str, out: str | None, by: str | None, level: float, title: st
         click.echo(f"Left out: {name} ({reason}).", err=True)
     if study.runs and by is None:
         by = only_factor(study)
-    given = {"out": out, "by": by, "title": title, "level": f"{level:g}"}
+    given = {"out": out, "by": by, "title": title, "level": f"{level:g}", "seed-sd": seed_sd}
     command = ["python", "emm.py", "report", folder, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
-    write_report(study, path, by=by, level=level, title=title, command=command)
+    write_report(study, path, by=by, level=level, seed_sd=seed_sd, title=title, command=command)
     click.echo(f"{len(study.runs)} runs, {path.stat().st_size / 2**20:.1f} MiB\nReport: {path}")
 
 
@@ -413,7 +441,8 @@ def print_curves(lines: Sequence[Line], by: str | None) -> None:
             row = f"{p.size:>8} {p.epochs:>10.0f} {100 * p.ratio:>9.2f}  {interval:<16} {p.runs:>4}"
             click.echo(left(line.name) + row)
     for line in lines:
-        click.echo(f"{left(line.name)}{line.emm}  {line.emm_interval}")
+        spread = f"  (sd between seeds {line.seed_sd:.2f} of logit R_mem)" if line.seed_sd is not None else ""
+        click.echo(f"{left(line.name)}{line.emm}  {line.emm_interval}{spread}")
 
 
 # ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import emm as cli
 import generate_optim
 from memorization.curve.emm import Emm, emm_estimate
 from memorization.curve.factors import differing_options
-from memorization.curve.lines import curve_points
+from memorization.curve.lines import curve_lines, curve_points
 from memorization.measure.posterior import crossing, posterior_curves
 from memorization.plots import collapse_curve, neighbour_grid
 from memorization.runs import find_runs, read_run
@@ -198,15 +198,28 @@ def test_curve_command(tmp_path):
     out = tmp_path / "figures" / "curve.png"
     result = invoke("curve", tmp_path / "runs", f"--out={out}", "--title=digits 8x8")
     assert result.exit_code == 0, result.output
-    expected = emm_estimate([16, 24, 64], [62 / 64, 45 / 64, 3 / 64])
-    assert f"\n{expected}  [" in result.output and expected.verdict == "at"
+    (line,), _ = curve_lines([read_run(run) for run in find_runs([tmp_path / "runs"])[0]])
+    assert line.emm.verdict == "at" and 16 < line.emm.size < 24
+    assert f"\n{line.emm}  [" in result.output and "] images only\n" in result.output
+    assert "Note: with one run of each size nothing is known of the spread between seeds" in result.output
     assert "96.88  [89.3, 99.1]" in result.output
     assert Image.open(out).size[0] > 500
     with open(out.with_suffix(".csv"), newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["size"]) for row in rows] == [16, 24, 64]
-    assert float(rows[0]["ratio"]) == 62 / 64 and rows[0]["runs"] == "1"
+    assert float(rows[0]["ratio"]) == 62 / 64 and rows[0]["runs"] == "1" and rows[0]["interval_of"] == "images only"
+    content = json.loads(out.with_suffix(".json").read_text())
+    assert content["lines"][0]["interval_of"] == "images only" and content["lines"][0]["seed_sd"] is None
     assert sorted(path.name for path in out.parent.iterdir()) == ["curve.csv", "curve.json", "curve.png"]
+
+
+def test_curve_as_published(tmp_path):
+    """--interpolation=linear: straight lines in log |D|, and said so."""
+    for size, memorized in [(16, [62]), (24, [45]), (64, [3])]:
+        write_run(tmp_path / "runs" / f"{size}", size, memorized)
+    result = invoke("curve", tmp_path / "runs", f"--out={tmp_path / 'c.png'}", "--interpolation=linear")
+    assert f"\n{emm_estimate([16, 24, 64], [62 / 64, 45 / 64, 3 / 64])}  [" in result.output
+    assert "Note: EMM is read off straight lines in log |D|, as published" in result.output
 
 
 def test_curve_reports_what_it_leaves_out(tmp_path):

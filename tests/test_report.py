@@ -307,7 +307,7 @@ def test_the_command_writes_the_page(study, run_cli, tmp_path):
     lines, _ = curve_lines(read_study(study).runs.values(), "num_channels")
     for line in lines:
         assert line.emm.place in elements.text["b"]
-        assert f"95 % interval {line.emm_interval}" in elements.text["span"]
+        assert f"{line.interval_name} {line.emm_interval}" in elements.text["span"]
     assert "emm.py report" in page and "--by=num_channels" in page
     for name in ("width-8/8", "width-16/32", "unmeasured", "no-options", "no-records"):
         assert name in elements.text["code"]

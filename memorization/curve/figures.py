@@ -76,7 +76,8 @@ def curve_figure(
             if not several:
                 ax.plot(line.emm.size, level, color=_RED, marker="D", markersize=6, markeredgecolor="white", zorder=4)
     if several:
-        name = f"{by}:  EMM ({level:g} %) [{100 * lines[0].confidence:g} %]" if by else None
+        interval = f" [{100 * lines[0].confidence:g} %]" if not any(line.images_only for line in lines) else ""
+        name = f"{by}:  EMM ({level:g} %){interval}" if by else None
         _legend(fig, name)
     else:
         ax.set_title(f"{lines[0].emm}  {lines[0].emm_interval}", loc="right", color=_RED, fontsize=10)

@@ -14,13 +14,21 @@ from memorization.curve.lines import Line, Trajectory, line_record
 
 CURVE_COLUMNS = (
     "line", "size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs",
+    "interval_of",
 )  # fmt: skip
 TRAJECTORY_COLUMNS = ("line", "size", "epochs", "ratio", "low", "high", "runs")
 
 
 def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
-    """One row per point of each line; `line` is empty where there is no factor."""
-    rows = [[line.name, *(getattr(p, name) for name in CURVE_COLUMNS[1:])] for line in lines for p in line.points]
+    """One row per point of each line; `line` is empty where there is no factor.
+
+    `interval_of` says whether ci_low and ci_high know of training seeds, or of the images of these runs only.
+    """
+    rows = [
+        [line.name, *(getattr(p, name) for name in CURVE_COLUMNS[1:-1]), "seeds" if p.seeds_known else "images only"]
+        for line in lines
+        for p in line.points
+    ]
     _write_csv(CURVE_COLUMNS, rows, path)
 
 
@@ -50,7 +58,8 @@ def write_curve_json(
         "by": by,
         "level": lines[0].emm.level,
         "confidence": lines[0].confidence,
-        "method": f"beta-binomial bootstrap, {replicates} replicates; see memorization/stats/bootstrap.py",
+        "method": "logit line with spread between seeds, see memorization/stats/crossing.py; "
+        f"ratios: beta-binomial bootstrap, {replicates} replicates, see memorization/stats/bootstrap.py",
         "lines": [line_record(line) for line in lines],
         "notes": list(notes),
         "left_out": left_out or {},

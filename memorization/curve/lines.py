@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from memorization.curve.emm import Emm, emm_at, emm_crossings, emm_estimate
+from memorization.curve.emm import Emm, emm_at, emm_estimate
 from memorization.curve.factors import differing_options, factor_values, group_by, readable
 from memorization.runs import Run
 from memorization.stats.bootstrap import Group, optimism, percentiles, ratio_replicates, seed_spread
+from memorization.stats.crossing import Crossing, fit_crossing
 from memorization.stats.intervals import wilson_interval
 
 REPLICATES = 2000
+# Where the spread between seeds is known from; IMAGES: it is not, and the interval is that of the images only.
+RUNS, OTHER_LINES, GIVEN, IMAGES = "runs of one size", "other lines", "given", "images only"
+INTERPOLATIONS = ("logit", "linear")
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """All runs of one size. The ratio is the mean of the runs'; the interval knows of images and seeds."""
+    """All runs of one size. The ratio is the mean of the runs', with its interval."""
 
     size: int  # |D|
     epochs: float  # mean
@@ -29,6 +33,7 @@ class CurvePoint:
     num_samples: int
     runs: int
     optimism: float = 0.0  # taken off the lower end; see `memorization.stats.bootstrap`
+    seeds_known: bool = False  # whether the interval knows of seeds; else it is that of the images
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -47,13 +52,47 @@ class Line:
     emm_low: Emm  # ends of the interval; "below" or "at least" where the interval is open
     emm_high: Emm
     confidence: float
-    rho: float | None  # how alike the images of one run are (spread of seeds), 0..1; None: unknown
+    seed_sd: float | None  # spread between seeds, standard deviation of logit R_mem; None: unknown
+    seeds_from: str  # RUNS, OTHER_LINES, GIVEN or IMAGES
+    crossings: int  # how often the mean ratios pass the level from one size to the next
+    interpolation: str = "logit"  # how `emm` is read
+
+    @property
+    def images_only(self) -> bool:
+        """Whether nothing is known of the spread between seeds, so that the interval is none of EMM."""
+        return self.seeds_from == IMAGES
 
     @property
     def emm_interval(self) -> str:
-        """As text, for example "[28.9, 31.9]" or "[below 16, 18.2]"."""
+        """As text, for example "[28.9, 31.9]", "[below 16, 18.2]" or "[28.9, 31.9] images only"."""
         low, high = self.emm_low.place, self.emm_high.place
-        return f"[{low}]" if low == high and self.emm_low.verdict != "at" else f"[{low}, {high}]"
+        text = f"[{low}]" if low == high and self.emm_low.verdict != "at" else f"[{low}, {high}]"
+        return f"{text} {IMAGES}" if self.images_only else text
+
+    @property
+    def interval_name(self) -> str:
+        """What the interval is, for example "95 % interval"."""
+        return f"{100 * self.confidence:g} % interval" + (" of the images of these runs" if self.images_only else "")
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what was assumed or cannot be known, without a full stop."""
+        level, found = f"{100 * self.emm.level:g} %", []
+        if self.crossings > 1:
+            how = "a falling curve fitted to all sizes" if self.interpolation == "logit" else "the last of them"
+            found.append(f"the ratios pass {level} {self.crossings} times from size to size; EMM is read off {how}")
+        if self.images_only:
+            found.append(
+                "with one run of each size nothing is known of the spread between seeds, and the interval is that of "
+                "the images only: another seed may move EMM out of it; train several, or say --seed-sd"
+            )
+        elif self.seeds_from == OTHER_LINES:
+            found.append(f"the spread between seeds (sd {self.seed_sd:.2g} of logit R_mem) is that of the other lines")
+        elif self.seeds_from == GIVEN:
+            found.append(f"the spread between seeds (sd {self.seed_sd:.2g} of logit R_mem) is as given")
+        if self.interpolation == "linear":
+            found.append("EMM is read off straight lines in log |D|, as published; its interval is that of the fit")
+        return found
 
     @property
     def differing(self) -> list[str]:
@@ -67,13 +106,17 @@ def curve_lines(
     *,
     level: float = 0.9,  # 1 - epsilon
     confidence: float = 0.95,  # of the intervals
-    replicates: int = REPLICATES,  # of the bootstrap
-    seed: int = 0,  # of the bootstrap
+    seed_sd: float | None = None,  # spread between seeds, sd of logit R_mem; None: from the runs
+    interpolation: str = "logit",  # or "linear": EMM is read off straight lines in log |D|, as published
+    replicates: int = REPLICATES,  # of the bootstrap of the ratios
+    seed: int = 0,  # of that bootstrap
 ) -> tuple[list[Line], list[str]]:
-    """Curves over |D|, one per value of a factor, each with EMM and its bootstrap interval.
+    """Curves over |D|, one per value of a factor, each with EMM and its interval.
 
-    Runs of one size are averaged, whatever else they differ in (see `Line.differing`). The method of the intervals,
-    with its limits, is described in `memorization.stats.bootstrap`.
+    Runs of one size are averaged, whatever else they differ in (see `Line.differing`). EMM and its interval are from
+    `memorization.stats.crossing`, the intervals of the ratios from `memorization.stats.bootstrap`. Where a line has no
+    size with several runs, the spread between seeds is taken from the lines that have; where none has, it is unknown
+    and the interval is that of the images only (`Line.images_only`).
 
     Returns
     -------
@@ -87,12 +130,64 @@ def curve_lines(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"The confidence must lie between 0 and 1, not {confidence}; 0.95 is usual.")
+    if not 0 < level < 1:
+        raise ValueError(f"The level of EMM must lie between 0 and 1, not {level:g}; 0.9 is usual.")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f'The interpolation is one of {", ".join(INTERPOLATIONS)}, not "{interpolation}".')
     groups, notes = _by_value(list(runs), by)
-    return [_line(value, by, group, level, confidence, replicates, seed) for value, group in groups], notes
+    spreads = [_spread(group, level) for _, group in groups] if seed_sd is None else []
+    known = [s for s in spreads if s is not None]
+    lines = []
+    for i, (value, group) in enumerate(groups):
+        prior = None
+        if seed_sd is not None:
+            source = GIVEN
+        elif spreads[i] is not None:
+            source = RUNS
+        else:
+            source, prior = (OTHER_LINES, np.sum(known, axis=0)) if known else (IMAGES, None)
+        sd = 0.0 if source == IMAGES else seed_sd
+        fitted = _crossing(group, level, sd, prior)
+        lowered = _crossing(group, level, sd, prior, [_optimism(run) for run in group])
+        spread = float(fitted.seed_sd()[0])
+        known_elsewhere = spread if source in (OTHER_LINES, GIVEN) else None
+        points = curve_points(group, confidence=confidence, seed_sd=known_elsewhere, replicates=replicates, seed=seed)
+        emm, low, high = _emm(points, fitted, lowered, confidence, interpolation)
+        lines.append(
+            Line(
+                value=value,
+                name="" if by is None else readable(value, by),
+                runs=tuple(group),
+                points=tuple(points),
+                emm=emm,
+                emm_low=low,
+                emm_high=high,
+                confidence=confidence,
+                seed_sd=None if source == IMAGES else spread,
+                seeds_from=source,
+                crossings=int(np.abs(np.diff([p.ratio >= level for p in points])).sum()),
+                interpolation=interpolation,
+            )
+        )
+    return lines, notes
+
+
+def line_notes(lines: Sequence[Line], by: str | None = None) -> list[str]:
+    """The notes of all lines, each once, with the lines that it holds for."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        for note in line.notes:
+            found.setdefault(note, []).append(line.name)
+    return [note if len(names) == len(lines) else f"{by} = {', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def curve_points(
-    runs: Iterable[Run], *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
+    runs: Iterable[Run],
+    *,
+    confidence: float = 0.95,
+    seed_sd: float | None = None,  # spread between seeds, if it is known; None: from the runs
+    replicates: int = REPLICATES,
+    seed: int = 0,
 ) -> list[CurvePoint]:
     """Average the runs of each size; ascending sizes.
 
@@ -101,43 +196,9 @@ def curve_points(
     """
     by_size = _by_size(runs)
     groups = [_group(group) for group in by_size.values()]
-    drawn = ratio_replicates(groups, replicates, seed)
-    return _points(by_size, groups, drawn, confidence)
-
-
-def _line(
-    value: Any, by: str | None, runs: Sequence[Run], level: float, confidence: float, replicates: int, seed: int
-) -> Line:
-    by_size = _by_size(runs)
-    groups = [_group(group) for group in by_size.values()]
-    drawn = ratio_replicates(groups, replicates, seed)  # [B, S]
-    points = _points(by_size, groups, drawn, confidence)
-
-    sizes = np.array([p.size for p in points], dtype=np.float64)
-    ratios = np.array([[p.ratio for p in points]])
-    emm = emm_estimate(sizes, ratios[0], level)
-    lowered = np.clip(drawn - [p.optimism for p in points], 0, 1)
-    estimate = float(emm_crossings(sizes, ratios, level)[0])
-    low = min(percentiles(emm_crossings(sizes, lowered, level), confidence)[0], estimate)
-    high = max(percentiles(emm_crossings(sizes, drawn, level), confidence)[1], estimate)
-    return Line(
-        value=value,
-        name="" if by is None else readable(value, by),
-        runs=tuple(runs),
-        points=tuple(points),
-        emm=emm,
-        emm_low=emm_at(sizes, low, level),
-        emm_high=emm_at(sizes, high, level),
-        confidence=confidence,
-        rho=seed_spread(groups).rho,
-    )
-
-
-def _points(
-    by_size: dict[int, list[Run]], groups: Sequence[Group], drawn: np.ndarray, confidence: float
-) -> list[CurvePoint]:
+    seeds_known = seed_sd is not None or seed_spread(groups).rho is not None
+    drawn = ratio_replicates(groups, replicates, seed, seed_sd)  # [B, S]
     points = []
-    seeds_known = seed_spread(groups).rho is not None
     for i, (size, runs) in enumerate(by_size.items()):
         memorized, samples = groups[i]
         ratio = float((memorized / samples).mean())
@@ -157,9 +218,44 @@ def _points(
                 num_samples=int(samples.sum()),
                 runs=len(runs),
                 optimism=excess,
+                seeds_known=seeds_known,
             )
         )
     return points
+
+
+def _spread(runs: Sequence[Run], level: float) -> np.ndarray | None:
+    """log-likelihood of the spread between seeds by the sizes that have several runs; None if that says nothing."""
+    if seed_spread([_group(group) for group in _by_size(runs).values()]).rho is None:
+        return None
+    return _crossing(runs, level).tau_log_likelihood()[0]
+
+
+def _crossing(
+    runs: Sequence[Run],
+    level: float,
+    seed_sd: float | None = None,
+    log_prior: np.ndarray | None = None,
+    lowered_by: Sequence[float] | float = 0.0,  # taken off each ratio
+) -> Crossing:
+    samples = np.array([run.num_samples for run in runs])
+    memorized = np.maximum([run.num_memorized for run in runs] - np.asarray(lowered_by) * samples, 0)
+    sizes = np.array([run.size for run in runs])
+    return fit_crossing(sizes, memorized, samples, level, seed_sd=seed_sd, log_prior=log_prior)
+
+
+def _emm(
+    points: Sequence[CurvePoint], fitted: Crossing, lowered: Crossing, confidence: float, interpolation: str
+) -> tuple[Emm, Emm, Emm]:
+    """EMM with both ends of its interval; `lowered` is the fit without the excess of the highest of several ratios."""
+    sizes, level = np.array([p.size for p in points], dtype=np.float64), fitted.level
+    estimate = float(fitted.quantile(0.5)[0])
+    low = min(float(lowered.interval(confidence)[0][0]), estimate)
+    high = max(float(fitted.interval(confidence)[1][0]), estimate)
+    emm = emm_at(sizes, estimate, level)
+    if interpolation == "linear":
+        emm = emm_estimate(sizes, [p.ratio for p in points], level)
+    return emm, emm_at(sizes, low, level), emm_at(sizes, high, level)
 
 
 def _by_value(runs: list[Run], by: str | None) -> tuple[list[tuple[Any, list[Run]]], list[str]]:
@@ -275,7 +371,12 @@ def line_record(line: Line) -> dict[str, Any]:
         "emm": _emm_record(line.emm),
         "emm_low": _emm_record(line.emm_low),
         "emm_high": _emm_record(line.emm_high),
-        "rho": line.rho,
+        "interval_of": "images only" if line.images_only else "EMM",
+        "interpolation": line.interpolation,
+        "crossings": line.crossings,
+        "seed_sd": line.seed_sd,
+        "seed_sd_from": None if line.images_only else line.seeds_from,
+        "notes": line.notes,
         "points": [vars(point) for point in line.points],
         "runs": [_run_record(run) for run in line.runs],
         "differing": line.differing,

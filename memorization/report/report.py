@@ -15,7 +15,7 @@ from dnnlib.versions import versions
 from memorization.curve.emm import Emm
 from memorization.curve.factors import differing_options
 from memorization.curve.figures import curve_figure, trajectory_figure
-from memorization.curve.lines import Line, curve_lines, trajectories
+from memorization.curve.lines import Line, curve_lines, line_notes, trajectories
 from memorization.report.commands import FEATURES, measure_command, train_command
 from memorization.report.folder import StudyFolder, common, differing, find_pictures, find_plans
 from memorization.report.page import Html, figure, image, join, page, section, table, tag
@@ -32,6 +32,7 @@ def write_report(
     *,
     by: str | None = None,  # option that gives each of its values a curve, as of `curve_lines`
     level: float = 0.9,  # ratio that defines EMM, 1 - epsilon
+    seed_sd: float | None = None,  # spread between seeds, sd of logit R_mem; None: from the runs
     title: str | None = None,
     command: Sequence[str] = (),  # what made the page; shown
 ) -> None:
@@ -44,7 +45,8 @@ def write_report(
     """
     if not study.runs:
         raise ValueError(f'No measured run in "{study.root}"; train with train.py and measure with mem_ratio.py.')
-    lines, notes = curve_lines(study.runs.values(), by, level=level)
+    lines, notes = curve_lines(study.runs.values(), by, level=level, seed_sd=seed_sd)
+    notes += line_notes(lines, by)
     name = study.root.absolute().name
     content = page(
         title or f"Memorization study: {name}",
@@ -81,7 +83,7 @@ def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> Html
     facts = []
     for line in lines:
         label = f"EMM ({100 * line.emm.level:g} %)" + (f", {by} = {line.name}" if by is not None else "")
-        interval = f"{100 * line.confidence:g} % interval {line.emm_interval}"
+        interval = f"{line.interval_name} {line.emm_interval}"
         facts.append((line.emm.place, join(label, tag("br"), interval)))
     facts += [(len(runs), "measured runs"), (f"{sizes[0]:,} – {sizes[-1]:,}", "training images |D|")]
     facts += [(f"{images:,}", "generated images compared")]

@@ -1,4 +1,4 @@
-"""How sure EMM is: a parametric bootstrap over generated images and over training seeds.
+"""How sure the mean ratio of a size is: a parametric bootstrap over generated images and over training seeds.
 
 Model. The runs j of one size have true ratios p_j of mean mu and variance rho mu (1 - mu); of n_j generated images
 k_j ~ Binomial(n_j, p_j) are memorized (beta-binomial). So the mean of K observed ratios has the variance
@@ -12,14 +12,13 @@ all sizes of a curve, by moments (Williams 1982):
 
 A replicate draws s from its scaled inverse chi-squared distribution (its degrees of freedom: runs less sizes) and mu of
 each size from Beta(mu m + 1/2, (1 - mu) m + 1/2) (Jeffreys' prior; with one run this is its interval for a proportion,
-Brown et al. 2001), and reads EMM off that curve.
+Brown et al. 2001). EMM has an interval of its own, see `memorization.stats.crossing`.
 
 Why not draw runs with replacement? With the two to five seeds that one can afford, the drawn means stay between the
 lowest and the highest run: in simulations nominal 95 % became 64 to 90 %. The model above gives 87 to 99 %.
 
 Limits. With one run of each size, nothing is known of the spread of seeds, and only the generated images count. Two
-runs of one size alone say little, and the interval says so by its width. That the curve is straight between two
-sizes is taken for granted.
+runs of one size alone say little, and the interval says so by its width.
 
 The maximum. R_mem is the highest of several noisy ratios of a run, so it is too high on average. Drawing each snapshot
 and taking the maximum again would add that optimism a second time. `optimism` bounds it instead, and the lower ends
@@ -81,7 +80,9 @@ def seed_spread(groups: Sequence[Group]) -> SeedSpread:
     return SeedSpread(float(s / dof), float(h / dof), dof) if dof else SeedSpread(0.0, 0.0, 0)
 
 
-def ratio_replicates(groups: Sequence[Group], replicates: int = 2000, seed: int = 0) -> np.ndarray:
+def ratio_replicates(
+    groups: Sequence[Group], replicates: int = 2000, seed: int = 0, seed_sd: float | None = None
+) -> np.ndarray:
     """Plausible mean ratios of each size, by the bootstrap of this module.
 
     Parameters
@@ -89,6 +90,7 @@ def ratio_replicates(groups: Sequence[Group], replicates: int = 2000, seed: int 
     groups : per size the numbers of memorized and of all images of its runs.
     replicates : number B of curves to draw.
     seed : of the draws; the same seed gives the same result.
+    seed_sd : spread between seeds, if it is known, as standard deviation of the logit; None: from the groups.
 
     Returns
     -------
@@ -99,6 +101,8 @@ def ratio_replicates(groups: Sequence[Group], replicates: int = 2000, seed: int 
     drawn = np.empty((replicates, len(groups)))
     for i, (memorized, samples) in enumerate(groups):
         mean = (memorized / samples).mean()
+        if seed_sd is not None:
+            rho = np.full((replicates, 1), min(seed_sd**2 * mean * (1 - mean), 1.0))  # to first order in seed_sd
         m = len(samples) ** 2 / (rho + (1 - rho) / samples).sum(axis=1)  # [B]
         drawn[:, i] = rng.beta(mean * m + 0.5, (1 - mean) * m + 0.5)
     return drawn

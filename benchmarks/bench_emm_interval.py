@@ -1,0 +1,96 @@
+"""How often the interval of EMM holds the true EMM: simulated studies whose curve is known.
+
+The runs of a study have ratios that differ by N(0, tau^2) on the logit scale around a curve over log |D|; of each run n
+images are generated. The true EMM is where the mean ratio over all seeds is 90 %. Printed are the share of studies
+whose interval holds it, in %, and the median length of the interval in log |D| (0.1 is about 10 %).
+"""
+
+from collections.abc import Callable
+
+import click
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+
+from memorization.stats.crossing import fit_crossing
+
+LEVEL = 0.9
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
+
+
+def _logistic(emm: float, slope: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: logit(LEVEL) - slope * (x - np.log(emm))
+
+
+def _published(sizes: list[float], percent: list[float]) -> Callable[[np.ndarray], np.ndarray]:
+    """A monotone curve through ratios read off published figures (Gu et al. 2023, Figures 2 and 5)."""
+    return PchipInterpolator(np.log(sizes), logit(np.array(percent) / 100))
+
+
+_BASIC, _COND = [500, 1000, 2000, 3000, 4000, 5000], [1000, 2000, 3000, 4000, 5000]
+_LOW = [1000, 2000, 4000, 8000, 16000]
+GRIDS = {  # sizes, and logit R_mem over log |D|
+    "8 to 128": ([8, 16, 32, 64, 128], _logistic(31, 2.66)),
+    "published": (_BASIC, _logistic(1054, 2.9)),
+}
+OTHERS = {
+    "published, between": (_BASIC, _logistic(1450, 2.9)),
+    "CIFAR-10, 32x32": (_BASIC, _published(_BASIC, [99, 92, 61, 35, 17, 9])),
+    "CIFAR-10, 16x16": (_LOW, _published(_LOW, [99.9, 99.5, 95, 60, 11])),  # the figure says 100 at 1000
+    "CIFAR-10, labels": (_COND, _published(_COND, [96.5, 79.5, 55.5, 37.5, 23])),
+}
+
+
+def curve(name: str) -> tuple[list[int], Callable[[np.ndarray], np.ndarray]]:
+    return (GRIDS | OTHERS)[name]
+
+
+def true_crossing(name: str, tau: float) -> float:
+    """log of the true EMM: where the mean over seeds of the ratio is at the level."""
+    sizes, shape = curve(name)
+    weights = _WEIGHTS / _WEIGHTS.sum()
+    return brentq(
+        lambda x: float(weights @ expit(shape(x) + tau * _NODES)) - LEVEL, np.log(sizes[0]), np.log(sizes[-1])
+    )
+
+
+def draw(
+    name: str, seeds: int, tau: float, images: int, studies: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """|D| of each run [N], memorized and all images of each run in each study [B, N]."""
+    sizes, shape = curve(name)
+    size = np.repeat(np.array(sizes, dtype=np.float64), seeds)
+    p = expit(shape(np.log(size)) + tau * rng.normal(size=(studies, len(size))))
+    return size, rng.binomial(images, p), np.full(p.shape, images)
+
+
+def coverage(
+    name: str, seeds: int, tau: float, images: int, *, studies: int, seed: int = 0, seed_sd: float | None = None
+) -> tuple[float, float]:
+    """Share of the studies whose 95 % interval holds the truth, and the median length in log |D|."""
+    size, counts, samples = draw(name, seeds, tau, images, studies, np.random.default_rng(seed))
+    low, high = fit_crossing(size, counts, samples, LEVEL, seed_sd=seed_sd).interval(0.95)
+    truth = true_crossing(name, tau)
+    return float(((low <= truth) & (truth <= high)).mean()), float(np.median(high - low))
+
+
+@click.command()
+@click.option("--studies", help="Simulated studies of each", metavar="INT", type=click.IntRange(min=1), default=500)
+@click.option("--images", help="Images of each run; several allowed", multiple=True, type=int, default=(1000, 10_000))
+@click.option("--other-curves", help="Also a crossing between sizes, and published curves", is_flag=True)
+def main(studies: int, images: tuple[int, ...], other_curves: bool) -> None:
+    """Print coverage in % and median length of nominal 95 % intervals, for runs per size and spreads of seeds."""
+    taus = (0, 0.1, 0.2, 0.3, 0.5)
+    click.echo("| curve | images | runs per size | " + " | ".join(f"tau {tau:g}" for tau in taus) + " |")
+    click.echo("| --- " * (3 + len(taus)) + "|")
+    for name in GRIDS | (OTHERS if other_curves else {}):
+        for n in images:
+            for seeds in (2, 3, 5):
+                cells = [coverage(name, seeds, tau, n, studies=studies) for tau in taus]
+                text = " | ".join(f"{100 * covered:.1f} ({length:.3f})" for covered, length in cells)
+                click.echo(f"| {name} | {n} | {seeds} | {text} |")
+
+
+if __name__ == "__main__":
+    main()

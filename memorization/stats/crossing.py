@@ -1,0 +1,195 @@
+"""Where a falling curve of proportions crosses a level, and how sure that is: a logit line with two kinds of spread.
+
+Model. At log |D| = x the mean ratio of the runs is mu(x) with logit mu = f(x). Run j of size i has the true ratio p_ij,
+which on the logit scale differs from f(x_i) by the spread between seeds tau, and k_ij ~ Binomial(n_ij, p_ij):
+
+    E y_ij = mu_i,    Var y_ij ~ mu_i (1 - mu_i) / n_ij + (1 - 1 / n_ij) (mu_i (1 - mu_i) tau)^2,    y = k / n.
+
+Only this mean and variance are used (quasi-likelihood; McCullagh & Nelder 1989, Chapter 9), so that the curve is the
+mean ratio over seeds, as it is averaged and drawn. It is nearly a line,
+
+    f(x_i) = a + b x_i + u_i,    u_i ~ N(0, (omega (logit level - a - b x_i))^2),
+
+and departs from the line the more, the further a size lies from the level: what is far off says less of the crossing.
+Published curves are lines within omega = 0.1 or so; one with undertrained sizes was not within 0.3.
+
+For each (tau, omega) of a grid, a and b follow by iterated weighted least squares with their covariance, and the
+restricted likelihood of (tau, omega) by the same linearization (Breslow & Clayton 1993). With flat a and b, the prior
+1 / (`TAU_SCALE` + tau) for tau, and `_OMEGAS` for omega, the crossing x* = (logit level - a) / b has the distribution
+
+    P(x* < x) = mean over (tau, omega) of  Phi((logit level - a - b x) / sd(a + b x)),
+
+whose quantiles for one (tau, omega) are the bounds of Fieller (1954), and which the uncertain tau widens as a t
+distribution does. That these intervals cover as they say over repeated studies was simulated:
+`benchmarks/bench_emm_interval.py`, with the figures in docs/statistics.md.
+
+References
+----------
+Fieller, "Some problems in interval estimation", Journal of the Royal Statistical Society B 16, 1954.
+McCullagh & Nelder, "Generalized Linear Models", 2nd edition, 1989.
+Breslow & Clayton, "Approximate inference in generalized linear mixed models", JASA 88, 1993.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.special import expit, logit, ndtr
+
+TAUS = np.concatenate([[0.0], np.geomspace(0.01, 2, 23)])  # spread between seeds, standard deviation of the logit
+TAU_SCALE = 0.05
+_OMEGAS = np.array([0, 0.03, 0.06, 0.12, 0.25, 0.5])  # relative departure from the line
+_OMEGA_WEIGHTS = np.array([0.5, 0.2, 0.14, 0.09, 0.04, 0.03])
+_STEPS, _TOL, _MAX_ETA = 25, 1e-4, 12.0
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Distribution of the crossing of B data sets with the same sizes; see the module.
+
+    C counts the pairs (tau, omega) of the grid.
+    """
+
+    log_sizes: np.ndarray  # float [S], ascending, of the sizes that were measured
+    level: float
+    tau: np.ndarray  # float [C]
+    omega: np.ndarray  # float [C]
+    log_weight: np.ndarray  # float [B, C], posterior, normalized
+    log_likelihood: np.ndarray  # float [B, C], restricted, up to a constant
+    beta: np.ndarray  # float [B, C, 2], a (at the mean of log_sizes) and b
+    cov: np.ndarray  # float [B, C, 3], variance of a, covariance, variance of b
+
+    def below(self, x: np.ndarray) -> np.ndarray:
+        """P(log EMM < x), float [B], for x float [B]: that the curve is below the level at x."""
+        d = (np.asarray(x, dtype=np.float64) - self.log_sizes.mean())[:, None]
+        mean = self.beta[..., 0] + self.beta[..., 1] * d - logit(self.level)
+        var = self.cov[..., 0] + 2 * self.cov[..., 1] * d + self.cov[..., 2] * d**2
+        return (np.exp(self.log_weight) * ndtr(-mean / np.sqrt(np.maximum(var, 1e-300)))).sum(axis=1)
+
+    def quantile(self, q: float) -> np.ndarray:
+        """log |D| below which the crossing lies with probability `q`, float [B]; +-inf outside of the sizes."""
+        low, high = (np.full(len(self.beta), end) for end in self.log_sizes[[0, -1]])
+        before, after = self.below(low) >= q, self.below(high) < q
+        for _ in range(40):
+            middle = (low + high) / 2
+            less = self.below(middle) < q
+            low, high = np.where(less, middle, low), np.where(less, high, middle)
+        found = (low + high) / 2  # both, where the curve rises: open on the side of q
+        found = np.where(before, -np.inf, found) if q >= 0.5 else np.where(after, np.inf, found)
+        return np.where(after, np.inf, found) if q >= 0.5 else np.where(before, -np.inf, found)
+
+    def interval(self, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Central interval of log EMM, float [B] each; -inf and inf where it is open."""
+        return self.quantile((1 - confidence) / 2), self.quantile((1 + confidence) / 2)
+
+    def seed_sd(self) -> np.ndarray:
+        """Posterior mean of tau, float [B]."""
+        return np.exp(self.log_weight) @ self.tau
+
+    def tau_log_likelihood(self) -> np.ndarray:
+        """log L(tau), float [B, T] on `TAUS`, averaged over omega: what other studies may take as prior."""
+        by_tau = self.log_likelihood.reshape(len(self.beta), -1, len(_OMEGAS)) + np.log(_OMEGA_WEIGHTS)
+        return np.logaddexp.reduce(by_tau, axis=2)
+
+    def row(self, i: int) -> "Crossing":
+        """The data set `i` alone."""
+        names = ("log_weight", "log_likelihood", "beta", "cov")
+        return replace(self, **{name: getattr(self, name)[i : i + 1] for name in names})
+
+
+def fit_crossing(
+    sizes: Sequence[float] | np.ndarray,  # |D| of each run, [N]
+    memorized: np.ndarray,  # memorized images of each run, [N] or [B, N]; need not be whole
+    samples: np.ndarray,  # all images of each run, like `memorized`
+    level: float = 0.9,
+    *,
+    seed_sd: float | None = None,  # tau; None: estimated from the runs
+    log_prior: np.ndarray | None = None,  # [T] on `TAUS`, added to that of tau; see `Crossing.tau_log_likelihood`
+    tau_scale: float = TAU_SCALE,  # of the prior of tau; inf: flat, for runs that end where the spread looks small
+) -> Crossing:
+    """Fit the model of this module to the runs of one curve, or of B curves at once.
+
+    With a single size there is no slope: the curve is a constant, and the crossing is known to lie on a side at best.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, lengths differ, or a number is out of range.
+    """
+    sizes = np.asarray(sizes, dtype=np.float64)
+    k, n = np.atleast_2d(np.asarray(memorized, dtype=np.float64)), np.atleast_2d(np.asarray(samples, dtype=np.float64))
+    if sizes.ndim != 1 or not sizes.size or k.shape != n.shape or k.shape[1] != len(sizes):
+        raise ValueError(f"A crossing needs counts of as many runs as sizes, not {k.shape} and {sizes.shape}.")
+    if not (np.isfinite(sizes).all() and (sizes > 0).all() and (n >= 1).all() and ((k >= 0) & (k <= n)).all()):
+        raise ValueError("A crossing needs positive sizes, and counts between 0 and the number of images.")
+    if not 0 < level < 1:
+        raise ValueError(f"The level of a crossing must lie between 0 and 1, not {level}; 0.9 is usual.")
+    if seed_sd is not None and not 0 <= seed_sd < math.inf:
+        raise ValueError(f"The spread between seeds is a standard deviation >= 0 on the logit scale, not {seed_sd}.")
+
+    unique, index = np.unique(sizes, return_inverse=True)
+    taus = TAUS if seed_sd is None else np.array([float(seed_sd)])
+    log_tau = np.log(np.gradient(taus) / (1 + taus / tau_scale)) if len(taus) > 1 else np.zeros(1)
+    if log_prior is not None and seed_sd is None:
+        log_tau = log_tau + log_prior - np.max(log_prior)
+    tau, omega = np.repeat(taus, len(_OMEGAS)), np.tile(_OMEGAS, len(taus))
+    x = np.log(unique)
+    likelihood, beta, cov = _fit(x - x.mean(), index, k, n, logit(level), tau, omega)
+    weight = likelihood + np.repeat(log_tau, len(_OMEGAS)) + np.tile(np.log(_OMEGA_WEIGHTS), len(taus))
+    weight = weight - np.logaddexp.reduce(weight, axis=1, keepdims=True)
+    return Crossing(x, level, tau, omega, weight, likelihood, beta, cov)
+
+
+def _fit(
+    x: np.ndarray,  # [S], mean 0
+    index: np.ndarray,  # [N], which size each run has
+    k: np.ndarray,  # [B, N]
+    n: np.ndarray,  # [B, N]
+    bar: float,  # logit of the level
+    tau: np.ndarray,  # [C]
+    omega: np.ndarray,  # [C]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Restricted log-likelihood [B, C], (a, b) [B, C, 2] and their covariance [B, C, 3]."""
+    of_size = (index[:, None] == np.arange(len(x))).astype(np.float64)  # [N, S]
+    extra = min(0.5, 1 / k.shape[1])  # images of either kind, one in all: keeps a and b finite (Firth 1993, in spirit)
+    y, n = ((k + extra) / (n + 2 * extra))[:, None], n[:, None]  # [B, 1, N]
+    beta = _start(x, np.clip(y[:, 0] @ of_size / of_size.sum(axis=0), 0.002, 0.998))[:, None].repeat(len(tau), axis=1)
+    t2 = (tau**2)[:, None]
+    for _ in range(_STEPS):
+        eta = np.clip(beta[..., :1] + beta[..., 1:] * x, -_MAX_ETA, _MAX_ETA)  # [B, C, S]
+        mu = expit(eta)
+        d = mu * (1 - mu)
+        variance = 1 / (n * d[..., index]) + t2 * (1 - 1 / n)  # [B, C, N], of the working logit
+        z = eta[..., index] + (y - mu[..., index]) / d[..., index]
+        w = 1 / variance
+        w_size = w @ of_size  # [B, C, S]
+        z_size = (w * z) @ of_size / w_size
+        w_line = 1 / (1 / w_size + (omega[:, None] * (eta - bar)) ** 2)
+        s0, s1, s2 = w_line.sum(-1), (w_line * x).sum(-1), (w_line * x**2).sum(-1)
+        c0, c1 = (w_line * z_size).sum(-1), (w_line * x * z_size).sum(-1)
+        if len(x) == 1:
+            det, new = s0, np.stack([c0 / s0, np.zeros_like(s0)], axis=-1)
+        else:
+            det = s0 * s2 - s1**2
+            new = np.stack([(s2 * c0 - s1 * c1) / det, (s0 * c1 - s1 * c0) / det], axis=-1)
+        step = np.clip(new - beta, -2, 2)
+        beta = beta + step
+        if np.abs(step).max() < _TOL:
+            break
+    within = w * (z - z_size[..., index]) ** 2
+    between = w_line * (z_size - beta[..., :1] - beta[..., 1:] * x) ** 2
+    log_l = np.log(w).sum(-1) - np.log(w_size).sum(-1) + np.log(w_line).sum(-1) - np.log(det)
+    log_l = 0.5 * (log_l - within.sum(-1) - between.sum(-1))
+    zero = np.zeros_like(s0)
+    cov = [1 / s0, zero, zero] if len(x) == 1 else [s2 / det, -s1 / det, s0 / det]
+    return log_l, beta, np.stack(cov, axis=-1)
+
+
+def _start(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """A line through the logits of the mean ratios [B, S], weighted: (a, b), float [B, 2]."""
+    w, z = ratio * (1 - ratio), logit(ratio)
+    x0, z0 = ((w * v).sum(-1) / w.sum(-1) for v in (x, z))
+    spread = (w * (x - x0[:, None]) ** 2).sum(-1)
+    b = np.zeros_like(x0) if len(x) == 1 else (w * (x - x0[:, None]) * z).sum(-1) / spread
+    return np.stack([z0 - b * x0, b], axis=-1)

@@ -22,6 +22,7 @@ from dnnlib.cli import report_errors
     show_default=True,
     help="Number class folders with 2 before 10 (natural), or in the order of the names as text (published).",
 )
+@click.option("--coarse", is_flag=True, help="Take the 20 coarse labels of CIFAR-100 instead of its 100 fine ones.")
 @report_errors
 def main(
     source: str,
@@ -31,6 +32,7 @@ def main(
     resolution: tuple[int, int] | None,
     workers: int,
     class_order: str,
+    coarse: bool,
 ) -> None:
     """Convert images into a dataset: a zip or folder of equal square PNGs with class labels.
 
@@ -38,9 +40,12 @@ def main(
 
     \b
     digits, sklearn:digits        scikit-learn's 1797 handwritten digits, 8x8
-    *.tar.gz                      CIFAR-10, cifar-10-python.tar.gz
+    *.tar.gz                      CIFAR-10 or -100, cifar-10-python.tar.gz,
+                                  or the unpacked folder
     *-images-idx3-ubyte.gz        MNIST, Fashion-MNIST; labels beside it;
-                                  28x28 is padded with black to 32x32
+                                  28x28 is padded with black to 32x32;
+                                  also unpacked, and the folder they are in
+    *.npz                         arrays images and labels
     *_lmdb/                       LSUN category
     *.txt                         one image path per line
     *.zip                         all images in the zip
@@ -77,7 +82,7 @@ def main(
     An existing zip is replaced, an existing folder must be empty. After an error nothing is left behind.
     """
     transform_image = make_transform(transform, resolution)
-    with open_source(source, max_images, class_order) as images:
+    with open_source(source, max_images, class_order, coarse) as images:
         cli.write_and_report(images, dest, transform=transform_image, workers=workers)
 
 

@@ -1,26 +1,35 @@
-"""CIFAR-10 as its authors publish it, read by an unpickler that can build integer arrays and nothing else."""
+"""CIFAR-10 and CIFAR-100 as published, read by an unpickler that can build integer arrays and nothing else."""
 
 import gzip
 import io
 import math
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 _BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
+_HUNDRED = "train"  # the one batch of CIFAR-100
 _INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 _MAX_MEMBER = 1 << 28  # bytes; the published batches are 31 MB
 
 
-def load_cifar10(path: str) -> tuple[np.ndarray, list[int]]:
-    """Read the training images of `cifar-10-python.tar.gz`, in the order of the file.
+def is_cifar_folder(path: str) -> bool:
+    """True for a folder into which CIFAR-10 or CIFAR-100 was unpacked."""
+    there = [name for name in [*_BATCHES, _HUNDRED, "meta"] if os.path.isfile(os.path.join(path, name))]
+    return any(name in _BATCHES for name in there) or there == [_HUNDRED, "meta"]
 
-    The batches `data_batch_1` to `data_batch_5` may hold any number of images; those that are missing are
-    left out. Nothing is extracted to disk and no code of the pickles runs.
+
+def load_cifar(path: str, coarse: bool = False) -> tuple[np.ndarray, list[int]]:
+    """Read the training images of `cifar-10-python.tar.gz`, `cifar-100-python.tar.gz`, or of the folder in either.
+
+    The order is that of the files. The batches `data_batch_1` to `data_batch_5` may hold any number of images; those
+    that are missing are left out. CIFAR-100 has 100 fine labels, or with `coarse` 20 coarse ones. Nothing is extracted
+    to disk and no code of the pickles runs.
 
     Returns
     -------
@@ -36,12 +45,37 @@ def load_cifar10(path: str) -> tuple[np.ndarray, list[int]]:
     ----------
     Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
+    batches = _read_folder(path) if os.path.isdir(path) else _read_tar(path)
+    if not batches:
+        raise ValueError(f'"{path}" holds none of the CIFAR-10 batches {_BATCHES[0]} to {_BATCHES[-1]}.')
+    if batches.keys() == {_HUNDRED}:
+        key, classes = ("coarse_labels", 20) if coarse else ("fine_labels", 100)
+        return _parse_batch(batches[_HUNDRED], f'{_HUNDRED} in "{path}"', key, classes)
+    if coarse:
+        raise ValueError(f'"{path}" has no coarse labels; CIFAR-100 has.')
+    parts = [_parse_batch(batches[name], f'{name} in "{path}"') for name in _BATCHES if name in batches]
+    images = np.concatenate([images for images, _ in parts])
+    return images, [label for _, labels in parts for label in labels]
+
+
+def _read_folder(path: str) -> dict[str, bytes]:
     batches = {}
+    for name in [*_BATCHES, _HUNDRED]:
+        file = Path(path) / name
+        if file.is_file():
+            if file.stat().st_size > _MAX_MEMBER:
+                raise ValueError(f'"{file}" is too large for a CIFAR batch.')
+            batches[name] = file.read_bytes()
+    return batches
+
+
+def _read_tar(path: str) -> dict[str, bytes]:
+    batches: dict[str, bytes] = {}
     try:
         with _BoundedGzip(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
-                if member.isfile() and name in _BATCHES:
+                if member.isfile() and name in (*_BATCHES, _HUNDRED):
                     if name in batches or member.size > _MAX_MEMBER:
                         raise ValueError(f'the batch "{name}" is there twice or too large')
                     batches[name] = tar.extractfile(member).read()
@@ -49,11 +83,7 @@ def load_cifar10(path: str) -> tuple[np.ndarray, list[int]]:
                 pass  # to the end, where the checksum is
     except Exception as err:  # damaged data bring about errors of many kinds
         raise ValueError(f'"{path}" cannot be read as a .tar.gz file: {err}.') from err
-    if not batches:
-        raise ValueError(f'"{path}" holds none of the CIFAR-10 batches {_BATCHES[0]} to {_BATCHES[-1]}.')
-    parts = [_parse_batch(batches[name], f'{name} in "{path}"') for name in _BATCHES if name in batches]
-    images = np.concatenate([images for images, _ in parts])
-    return images, [label for _, labels in parts for label in labels]
+    return batches
 
 
 class _BoundedGzip(gzip.GzipFile):
@@ -65,22 +95,22 @@ class _BoundedGzip(gzip.GzipFile):
         return super().read(size)
 
 
-def _parse_batch(data: bytes, where: str) -> tuple[np.ndarray, list[int]]:
+def _parse_batch(data: bytes, where: str, key: str = "labels", classes: int = 10) -> tuple[np.ndarray, list[int]]:
     try:
         batch = _IntegerUnpickler(io.BytesIO(data), encoding="latin1").load()
     except Exception as err:  # a pickle can fail in as many ways as a program
         raise ValueError(f"{where} is no CIFAR-10 batch: {err}.") from err
     if isinstance(batch, dict):
         batch = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in batch.items()}
-    if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
-        raise ValueError(f'{where} is no CIFAR-10 batch: it does not hold "data" and "labels".')
-    images, labels = (v.value if isinstance(v, _Array) else v for v in (batch["data"], batch["labels"]))
+    if not isinstance(batch, dict) or not {"data", key} <= batch.keys():
+        raise ValueError(f'{where} is no CIFAR-10 batch: it does not hold "data" and "{key}".')
+    images, labels = (v.value if isinstance(v, _Array) else v for v in (batch["data"], batch[key]))
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
         raise ValueError(f'{where} is no CIFAR-10 batch: "data" is not uint8 of shape [n, 3072].')
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
-    if not isinstance(labels, list) or not all(type(v) is int and 0 <= v <= 9 for v in labels):
-        raise ValueError(f'{where} is no CIFAR-10 batch: "labels" is no list of whole numbers 0 to 9.')
+    if not isinstance(labels, list) or not all(type(v) is int and 0 <= v < classes for v in labels):
+        raise ValueError(f'{where} is no CIFAR-10 batch: "{key}" is no list of whole numbers 0 to {classes - 1}.')
     if len(labels) != len(images):
         raise ValueError(f"{where} holds {len(images)} images but {len(labels)} labels.")
     return images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels

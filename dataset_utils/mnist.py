@@ -10,12 +10,17 @@ import numpy as np
 
 from dnnlib.limits import check_unpacked
 
-IMAGES_SUFFIX = "-images-idx3-ubyte.gz"
-_LABELS_SUFFIX = "-labels-idx1-ubyte.gz"
+IMAGES_SUFFIXES = ("-images-idx3-ubyte.gz", "-images-idx3-ubyte", "-images.idx3-ubyte")
+
+
+def find_mnist(folder: str) -> str | None:
+    """The training images in a folder into which MNIST or one of its kin was put; None if there are none."""
+    paths = [os.path.join(folder, f"train{suffix}") for suffix in IMAGES_SUFFIXES]
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def load_mnist(path: str) -> tuple[np.ndarray, list[int]]:
-    """Read `PREFIX-images-idx3-ubyte.gz` and the labels beside it, `PREFIX-labels-idx1-ubyte.gz`.
+    """Read `PREFIX-images-idx3-ubyte.gz` and the labels beside it, `PREFIX-labels-idx1-ubyte.gz`; or unpacked ones.
 
     Returns
     -------
@@ -31,7 +36,9 @@ def load_mnist(path: str) -> tuple[np.ndarray, list[int]]:
     ----------
     LeCun, Cortes, Burges, "The MNIST database of handwritten digits", with the description of the format.
     """
-    labels_path = Path(path).with_name(Path(path).name.removesuffix(IMAGES_SUFFIX) + _LABELS_SUFFIX)
+    suffix = next(suffix for suffix in IMAGES_SUFFIXES if path.lower().endswith(suffix))
+    prefix = Path(path).name[: -len(suffix)]
+    labels_path = Path(path).with_name(prefix + suffix.replace("images", "labels").replace("idx3", "idx1"))
     if not labels_path.is_file():
         raise FileNotFoundError(f'The labels "{labels_path}" are missing; put them beside "{path}".')
     images, labels = _load_idx(path, ndim=3), _load_idx(labels_path, ndim=1)
@@ -45,7 +52,7 @@ def load_mnist(path: str) -> tuple[np.ndarray, list[int]]:
 def _load_idx(path: str | Path, ndim: int) -> np.ndarray:
     """Read a gzipped idx file of unsigned bytes with `ndim` dimensions."""
     try:
-        with gzip.open(path, "rb") as file:
+        with (gzip.open if os.fspath(path).endswith(".gz") else open)(path, "rb") as file:
             header = np.frombuffer(file.read(4 + 4 * ndim), dtype=">u4")
             if header.size != 1 + ndim or header[0] != 0x0800 + ndim:
                 raise ValueError("it does not begin with the header of such a file")

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from dataset_utils import mnist
-from dataset_utils.cifar10 import load_cifar10
+from dataset_utils.cifar10 import is_cifar_folder, load_cifar
 from dnnlib.images import OTHER_FORMAT, ImageFiles, Label, decode_image, describe_counts, label_array
-from dnnlib.limits import check_regular
+from dnnlib.limits import check_regular, check_unpacked
 
 BEYOND = "beyond --max-images"
 NOT_CHOSEN = "not among those to take"
@@ -173,14 +174,17 @@ def concatenate(sources: Sequence[Source]) -> Source:
     )
 
 
-def open_source(path: str | os.PathLike, max_images: int | None = None, class_order: str = "natural") -> Source:
+def open_source(
+    path: str | os.PathLike, max_images: int | None = None, class_order: str = "natural", coarse: bool = False
+) -> Source:
     """Open a source; its kind follows from the name.
 
     ========================  ==========================================================================
     `digits`,                 scikit-learn's 1797 handwritten digits, 8x8, values 0..16 scaled to 0..255;
     `sklearn:digits`          the short name only where there is no file or folder `digits`
-    `*.tar.gz`, `*.tgz`       CIFAR-10, Python version
+    `*.tar.gz`, `*.tgz`       CIFAR-10 or CIFAR-100, Python version; or the folder in it
     `*-images-idx3-ubyte.gz`  MNIST and its kin, labels beside it; 28x28 is padded to 32x32
+    `*.npz`                   arrays `images` uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], and `labels` if there
     `*_lmdb/` with data.mdb   LSUN category; gray images become RGB
     `*.txt`                   one image path per line, absolute or relative to the text file
     `*.zip`, folder           all images in it; labels from `dataset.json`, else from top-level folders
@@ -190,6 +194,7 @@ def open_source(path: str | os.PathLike, max_images: int | None = None, class_or
     ----------
     path : file or folder, or `digits`
     max_images : take the first so many images, None = all
+    coarse : take the coarse labels of CIFAR-100
     class_order : how folders are numbered: `natural` (2 before 10) or `published` (as text)
 
     Raises
@@ -217,12 +222,16 @@ def open_source(path: str | os.PathLike, max_images: int | None = None, class_or
         )
     elif not os.path.exists(text):
         raise FileNotFoundError(f'The source "{text}" does not exist.')
+    elif os.path.isdir(text) and is_cifar_folder(text):
+        source = _from_arrays(*load_cifar(text, coarse), text, max_images)
+    elif os.path.isdir(text) and (images := mnist.find_mnist(text)):
+        source = _open_file(images, os.path.basename(images), max_images, class_order, coarse)
     elif os.path.isdir(text):
         lmdb = name.endswith("_lmdb") and os.path.lexists(os.path.join(text, "data.mdb"))
         source = _open_lmdb(text, max_images) if lmdb else _open_files(text, max_images, class_order)
     else:
         check_regular(text)
-        source = _open_file(text, name, max_images, class_order)
+        source = _open_file(text, name, max_images, class_order, coarse)
     if len(source) == 0:
         source.close()
         raise ValueError(f'The source "{text}" holds no images.')
@@ -238,35 +247,69 @@ def is_builtin(source: str) -> bool:
 # The kinds of sources. `limit` is the number of images to take, None = all.
 
 
-def _open_file(path: str, name: str, limit: int | None, class_order: str) -> Source:
+def _open_file(path: str, name: str, limit: int | None, class_order: str, coarse: bool) -> Source:
     """A file of any kind, which its lower-case `name` tells."""
     if name.endswith(".zip"):
         return _open_files(path, limit, class_order)
     if name.endswith((".tar.gz", ".tgz")):
-        return _from_arrays(*load_cifar10(path), path, limit)
-    if name.endswith(mnist.IMAGES_SUFFIX):
+        return _from_arrays(*load_cifar(path, coarse), path, limit)
+    if name.endswith(mnist.IMAGES_SUFFIXES):
         images, labels = mnist.load_mnist(path)
         return _from_arrays(images, labels, path, limit, padding=2 if images.shape[1:] == (28, 28) else 0)
+    if name.endswith(".npz"):
+        return _open_npz(path, limit)
     if name.endswith(".txt"):
         return _open_list(path, limit)
-    kinds = "a folder, .zip, .txt, CIFAR-10's .tar.gz, MNIST's -images-idx3-ubyte.gz, or digits"
+    kinds = "a folder, .zip, .npz, .txt, CIFAR's .tar.gz, MNIST's -images-idx3-ubyte.gz, or digits"
     raise ValueError(f'The source "{path}" is of no known kind; give {kinds}.')
 
 
-def _from_arrays(images: np.ndarray, labels: list[int], path: str, limit: int | None, padding: int = 0) -> Source:
+def _from_arrays(
+    images: np.ndarray, labels: list[int] | None, path: str, limit: int | None, padding: int = 0
+) -> Source:
     """Images held in memory, uint8 [N, height, width] or [N, height, width, 3], with a black margin."""
 
     def read(i: int) -> np.ndarray:
         return np.pad(images[i], [(padding, padding)] * 2 + [(0, 0)] * (images.ndim - 3))
 
     about = About(left_out=_beyond(len(images), limit))
-    images, labels = images[:limit], labels[:limit]
+    images, labels = images[:limit], None if labels is None else labels[:limit]
     return Source([f"{path}[{i}]" for i in range(len(images))], read, labels, [path], about=about)
 
 
 def _beyond(total: int, limit: int | None) -> Counter[str]:
     """How many images are left out because of the limit."""
     return Counter() if limit is None or total <= limit else Counter({BEYOND: total - limit})
+
+
+def _open_npz(path: str, limit: int | None) -> Source:
+    """Arrays `images` and, where there are any, `labels`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                check_unpacked(info.file_size, os.path.getsize(path))
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays.get("labels")
+    except KeyError as err:
+        raise ValueError(f'"{path}" holds no array "images", uint8 [N, H, W], [N, H, W, C] or [N, C, H, W].') from err
+    except Exception as err:  # damaged files bring about errors of many kinds
+        raise ValueError(f'"{path}" cannot be read as an .npz file: {err}.') from err
+    if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        need = "uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
+        raise ValueError(f'"images" in "{path}" is {images.dtype} {list(images.shape)}, but must be {need}.')
+    source = _from_arrays(images, None, path, limit)
+    if labels is not None:
+        if labels.shape[:1] != images.shape[:1]:
+            raise ValueError(f'"{path}" holds {len(images)} images, but labels of the shape {list(labels.shape)}.')
+        values = labels.reshape(len(labels), -1)
+        values = values[:, 0].tolist() if values.shape[1] == 1 else values.tolist()
+        label_array(values, f'"labels" in "{path}"')
+        source.labels = values[:limit]
+    return source
 
 
 def _open_digits(limit: int | None) -> Source:

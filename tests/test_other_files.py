@@ -1,11 +1,14 @@
 """Files and folders as other programs leave them: what is read, what is left out, and that it is said and recorded."""
 
+import gzip
 import io
 import json
 import os
+import pickle
 import struct
 import subprocess
 import sys
+import tarfile
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -471,3 +474,72 @@ def test_names_that_a_terminal_cannot_show(tmp_path, encoding):
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         made = json.loads(archive.read("dataset.json"))["conversion"]
     assert made["classes"] == {"いぬ": 0, "ねこ": 1}
+
+
+# ----------------------------------------------------------------------------
+# More kinds of sources.
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar100(run_cli, tmp_path, coarse, packed):
+    pixels = np.random.RandomState(0).randint(0, 256, [3, 3072], dtype=np.uint8)
+    content = {"data": pixels, "fine_labels": [99, 0, 7], "coarse_labels": [19, 4, 0], "filenames": ["a", "b", "c"]}
+    source = write(tmp_path / "cifar-100-python", {"train": pickle.dumps(content, 2), "meta": b"", "test": b"?"})
+    if packed:
+        with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as tar:
+            tar.add(source, source.name)
+        source = tmp_path / "cifar-100-python.tar.gz"
+    options = ["--coarse"] if coarse else []
+    values, labels, _, _ = convert(run_cli, source, tmp_path / "out.zip", *options)
+    assert labels == content["coarse_labels" if coarse else "fine_labels"] and values == pixels[:, 0].tolist()
+
+
+def test_unpacked_cifar10(run_cli, tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, [4, 3072], dtype=np.uint8)
+    batches = {f"data_batch_{i + 1}": dict(data=pixels[2 * i : 2 * i + 2], labels=[i, 9]) for i in range(2)}
+    source = write(tmp_path / "in", {name: pickle.dumps(batch) for name, batch in batches.items()})
+    assert convert(run_cli, source, tmp_path / "out.zip")[:2] == (pixels[:, 0].tolist(), [0, 9, 1, 9])
+    assert "no coarse labels" in convert(run_cli, source, tmp_path / "o.zip", "--coarse", code=1)
+
+
+@pytest.mark.parametrize("name", ["train-{}-idx{}-ubyte", "train-{}.idx{}-ubyte", "train-{}-idx{}-ubyte.gz"])
+def test_unpacked_mnist(run_cli, tmp_path, name):
+    images, labels = np.stack([flat(value, 16) for value in (5, 6)]), np.array([3, 1], dtype=np.uint8)
+    files = {}
+    for what, array in (("images", images), ("labels", labels)):
+        data = struct.pack(f">{1 + array.ndim}i", 0x0800 + array.ndim, *array.shape) + array.tobytes()
+        files[name.format(what, array.ndim)] = gzip.compress(data) if name.endswith(".gz") else data
+    source = write(tmp_path / "in", files)
+    for path in (source, source / name.format("images", 3)):
+        assert convert(run_cli, path, tmp_path / "out.zip")[:2] == ([5, 6], [3, 1])
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 8), (5, 8, 8, 1), (5, 1, 8, 8), (5, 8, 8, 3), (5, 3, 8, 8)])
+@pytest.mark.parametrize("labels", [None, [4, 0, 1, 1, 2], [[1.0, 0.5]] * 5])
+def test_npz(run_cli, tmp_path, shape, labels):
+    images = np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
+    arrays = dict(images=images) | ({} if labels is None else dict(labels=np.array(labels)))
+    np.savez(tmp_path / "in.npz", **arrays)
+    with open_source(tmp_path / "in.npz", max_images=4) as source:
+        channels_last = images.transpose(0, 2, 3, 1) if shape[1] in (1, 3) else images
+        for i in range(4):
+            np.testing.assert_array_equal(source.read(i), channels_last[i].squeeze())
+    values, found, made, _ = convert(run_cli, tmp_path / "in.npz", tmp_path / "out.zip", "--max-images=4")
+    assert found == (None if labels is None else labels[:4]) and made["left_out"] == {"beyond --max-images": 1}
+
+
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        (dict(pictures=flat(0)), 'no array "images"'),
+        (dict(images=np.zeros([2, 8, 8])), "uint8"),
+        (dict(images=np.array([{}, {}])), "cannot be read"),
+        (dict(images=np.zeros([2, 8, 8], np.uint8), labels=[1]), "2 images"),
+        (dict(images=np.zeros([2, 8, 8], np.uint8), labels=[1, -1]), "label -1"),
+    ],
+)
+def test_bad_npz(run_cli, tmp_path, arrays, words):
+    np.savez(tmp_path / "in.npz", **arrays)
+    assert words in convert(run_cli, tmp_path / "in.npz", tmp_path / "out.zip", code=1)
+    assert not (tmp_path / "out.zip").exists()

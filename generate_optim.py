@@ -35,6 +35,10 @@ from training.trace import PosteriorTrace
     "--skip", help="Skip images that provably carry no weight", metavar="BOOL", type=bool, default=True,
     show_default=True,
 )  # fmt: skip
+@click.option(
+    "--dense", help="Compare with all images in few large operations, the fastest on a GPU  [default: on CUDA]",
+    metavar="BOOL", type=bool,
+)  # fmt: skip
 @seeds_option("0-63")
 @subdirs_option
 @class_option
@@ -51,6 +55,7 @@ def main(
     mmap: bool,
     shard: bool,
     skip: bool,
+    dense: bool | None,
     seeds: list[int],
     subdirs: bool,
     class_idx: int | None,
@@ -77,8 +82,9 @@ def main(
         if trace is not None:
             check_file(trace, "--trace")
         net = load_optimum(
-            network, target, cond=cond or class_idx is not None, mmap=mmap, shard=shard, ref_size=ref_size, skip=skip
-        )
+            network, target, cond=cond or class_idx is not None, mmap=mmap, shard=shard, ref_size=ref_size, skip=skip,
+            dense=dense,
+        )  # fmt: skip
         recorder = PosteriorTrace(net) if trace is not None else None
         generate_to_folder(
             net, seeds, outdir, subdirs, on_batch=recorder.add if recorder else None, batch=batch, class_idx=class_idx,

@@ -13,8 +13,11 @@ from test_training import torchrun
 
 import generate_optim
 import training.optim
+import training.optim_dense
 from training.decoded import decoded_images
 from training.optim import OptimEDM, load_optimum, split_tf32
+from training.optim_dense import bfloat16_terms
+from training.optim_sums import plain_optimum
 from training.samplers import StackedRandomGenerator, edm_sampler
 from training.trace import read_trace
 
@@ -37,30 +40,21 @@ def skip_in_small_sets_too(monkeypatch):
     monkeypatch.setattr(training.optim, "_WORTH", 0)
 
 
-def definition(images, x, sigma):
-    """Weights [batch, N] and denoised [batch, dim] in float64, straight from the formula."""
-    y = images.reshape(len(images), -1) / 127.5 - 1
-    squared = np.stack([((row - y) ** 2).sum(1) for row in x.reshape(len(x), -1)])
-    logits = -squared / (2 * sigma**2)
-    w = np.exp(logits - logits.max(1, keepdims=True))
-    w /= w.sum(1, keepdims=True)
-    return w, w @ y
-
-
 NEAR = np.concatenate([DIGITS, DIGITS[:5]])  # with near-duplicates: one pixel, one level
 NEAR[len(DIGITS) :, 0, 3, 3] ^= 1
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.005, 0.02, 0.1, 0.3, 1, 2, 5, 20, 80])
-@pytest.mark.parametrize("skip", [True, False])
-def test_equals_the_definition_at_every_noise_level(sigma, skip):
+@pytest.mark.parametrize("how", [dict(skip=True), dict(skip=False), dict(dense=True)], ids=["skip", "all", "dense"])
+def test_equals_the_definition_at_every_noise_level(sigma, how):
     random = np.random.RandomState(0)
     picked = np.concatenate([np.arange(5), random.choice(len(NEAR), 20, replace=False)])
     x = NEAR[picked] / 127.5 - 1 + sigma * random.randn(25, 1, 8, 8)
-    net = OptimEDM(NEAR, skip=skip, chunk=500)
-    w, expected = definition(NEAR, x, sigma)
+    net = OptimEDM(NEAR, chunk=500, **how)
+    expected, w, log_p = (t.numpy() for t in plain_optimum(NEAR, x, sigma))
     out = net(torch.from_numpy(x), torch.tensor([sigma]))
-    np.testing.assert_allclose(out.flatten(1), expected, atol=1e-5)
+    np.testing.assert_allclose(out, expected, atol=1e-5 if how != dict(dense=True) else 1e-6)
+    np.testing.assert_allclose(net.log_density(torch.from_numpy(x), torch.tensor([sigma])), log_p, rtol=1e-6)
     posterior = net.posterior(torch.from_numpy(x), torch.tensor([sigma]))
     entropy = -(w * np.log(np.maximum(w, 1e-300))).sum(1)
     np.testing.assert_allclose(posterior.effective_number, np.exp(entropy), rtol=1e-4)
@@ -73,7 +67,7 @@ def test_chunks_without_weight_are_passed_over():
     x = images[:2] / 127.5 - 1
     net = OptimEDM(images, chunk=100)
     out = net(torch.from_numpy(x), torch.tensor(0.05))
-    np.testing.assert_allclose(out.flatten(1), definition(images, x, 0.05)[1], atol=1e-5)
+    np.testing.assert_allclose(out.flatten(1), plain_optimum(images, x, 0.05)[0].flatten(1), atol=1e-5)
 
 
 def test_near_duplicates_share_the_weight_at_small_sigma():
@@ -99,6 +93,118 @@ def test_skipping_changes_nothing_along_a_path():
             target = target.roll(1, 0)  # every row now belongs to another image
         x = target + sigma * (noise + 0.1 * torch.randn(noise.shape, generator=random, dtype=torch.float64))
         torch.testing.assert_close(fast(x, torch.tensor(sigma)), plain(x, torch.tensor(sigma)), rtol=0, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------
+# Mass near-duplicates, and the dense evaluation.
+
+
+def crowd(count, source=DIGITS[5], seed=0):
+    """Copies of one image, each with one pixel changed by one level, among other images; on both sides of them."""
+    random = np.random.RandomState(seed)
+    copies = np.repeat(source[None], count, axis=0).astype(int)
+    pixel = random.randint(64, size=count)
+    copies.reshape(count, -1)[np.arange(count), pixel] += random.choice([-1, 1], count)
+    return np.concatenate([DIGITS[100:300], copies.clip(0, 255).astype(np.uint8), DIGITS[300:400]])
+
+
+@pytest.mark.parametrize("count, sigma", [(600, 0.002), (600, 0.004), (600, 0.03), (3000, 0.01), (3000, 0.3)])
+@pytest.mark.parametrize("how", [dict(), dict(skip=False), dict(dense=True)], ids=["skip", "all", "dense"])
+def test_mass_near_duplicates(count, sigma, how):
+    """float32 cannot tell them apart: it was off by 7.7e-3, with an effective number of 21 instead of 1.48."""
+    images = crowd(count)
+    random = np.random.RandomState(1)
+    picked = 200 + random.choice(count, 6, replace=False)
+    x = images[picked] / 127.5 - 1 + sigma * random.randn(6, 1, 8, 8)
+    expected, w, log_p = (t.numpy() for t in plain_optimum(images, x, sigma))
+    net, x, sigma = OptimEDM(images, **how), torch.from_numpy(x), torch.tensor(sigma, dtype=torch.float64)
+    for _ in range(2):  # from memory, too
+        np.testing.assert_allclose(net(x, sigma), expected, atol=2e-6)
+        posterior = net.posterior(x, sigma)
+        number = np.exp(-(w * np.log(np.maximum(w, 1e-300))).sum(1))
+        np.testing.assert_allclose(posterior.effective_number, number, rtol=1e-4)
+        np.testing.assert_allclose(w[np.arange(6), posterior.nearest], w.max(1), rtol=1e-3)
+        np.testing.assert_allclose(net.log_density(x, sigma), log_p, rtol=1e-7, atol=1e-4)
+
+
+def test_mass_near_duplicates_of_a_class():
+    images = np.concatenate([crowd(700), crowd(900, DIGITS[9], seed=3)])
+    labels = np.repeat([2, 0], [1000, 1200])
+    seen = labels == np.array([[0], [2]])
+    x = images[[1300, 500]] / 127.5 - 1 + 0.003 * np.random.RandomState(0).randn(2, 1, 8, 8)
+    expected, w, _ = plain_optimum(images, x, 0.003, seen)
+    for how in (dict(), dict(dense=True)):
+        net = OptimEDM(images, labels, **how)
+        asked = torch.from_numpy(x), torch.tensor(0.003, dtype=torch.float64), torch.tensor([0, 2])
+        np.testing.assert_allclose(net(*asked), expected, atol=2e-6)
+        assert net.posterior(*asked).nearest.tolist() == w.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("size", [64, 200, 1 << 20])  # images per block; fewer than the list of the nearest, too
+def test_dense_blocks_are_merged(size, monkeypatch):
+    monkeypatch.setattr(training.optim_dense, "block_size", lambda batch: size)
+    random = np.random.RandomState(0)
+    for sigma in (0.05, 1.0, 6.0, 80.0):
+        x = DIGITS[:7] / 127.5 - 1 + sigma * random.randn(7, 1, 8, 8)
+        labels = torch.tensor([3, 1, 4, 1, 5, 9, 2])
+        seen = LABELS == labels[:, None].numpy()
+        for net, what in ((OptimEDM(DIGITS, dense=True), None), (OptimEDM(DIGITS, LABELS, dense=True), seen)):
+            expected, w, _ = plain_optimum(DIGITS, x, sigma, what)
+            asked = torch.from_numpy(x), torch.tensor(sigma), labels
+            np.testing.assert_allclose(net(*asked), expected, atol=1e-6)
+            posterior, w = net.posterior(*asked), w.numpy()
+            assert posterior.nearest.tolist() == w.argmax(1).tolist()
+            np.testing.assert_allclose(posterior.weight, w.max(1), rtol=1e-4)
+
+
+def test_dense_and_skipping_draw_the_same_subsets():
+    x, sigma = torch.randn(3, 1, 8, 8), torch.tensor(4.0)
+    a, b = OptimEDM(DIGITS, ref_size=150), OptimEDM(DIGITS, ref_size=150, dense=True)
+    for _ in range(3):
+        torch.testing.assert_close(a(x, sigma), b(x, sigma), rtol=0, atol=1e-6)
+
+
+def test_bfloat16_terms_hold_24_bits():
+    a = torch.randn(50, 3) * torch.logspace(-3, 3, 50)[:, None]
+    terms = bfloat16_terms(a, 3)
+    assert terms.dtype == torch.bfloat16
+    assert torch.equal(terms.view(3, 50, 3).double().sum(0), a.double())
+    pixels = torch.arange(256)
+    assert torch.equal(pixels.bfloat16().long(), pixels)
+
+
+class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts what is launched, and what waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.waits = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        views = ("view", "expand", "slice", "select", "unsqueeze", "detach", "t", "transpose", "permute", "alias")
+        self.count += name not in (*views, "_unsafe_view", "reshape", "squeeze", "split", "as_strided", "unbind")
+        self.waits += name in ("_local_scalar_dense", "nonzero")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_dense_evaluation_is_a_few_large_operations(conditional):
+    """A GPU starts each in some microseconds and must not wait: the same number for any batch, one look at a result."""
+    counts = []
+    for batch in (8, 64):
+        net = OptimEDM(DIGITS, LABELS if conditional else None, dense=True)
+        asked = torch.randn(batch, 1, 8, 8), torch.tensor(3.0), torch.zeros(batch, dtype=torch.int64)
+        net(*asked)  # what is prepared once
+        with Operations() as operations:
+            net(*asked)
+        counts.append(operations.count)
+        assert operations.waits <= 1
+    assert counts[0] == counts[1] < 80
+
+
+# ----------------------------------------------------------------------------
+# Skipping.
 
 
 def test_most_calls_of_a_sampler_read_few_images(monkeypatch):

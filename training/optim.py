@@ -13,7 +13,7 @@ import math
 import os
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ from dnnlib.util import fetch
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
 from training.decoded import decoded_images
+from training.optim_dense import ROUGH, Block, Resident, Streamed, dense_sums, rough_logits, wide_sums
+from training.optim_sums import Sums, decay, shift
 
 NEGLECT = 1e-6  # weight that all skipped images of a row have together, at most
 _LIST = 2048  # images per row that are remembered as still able to carry weight
@@ -44,51 +46,6 @@ class Posterior(NamedTuple):
     effective_number: Tensor  # exp of the entropy of w, float64 [batch]
     nearest: Tensor  # index of the training image with the largest weight, int64 [batch]
     weight: Tensor  # its weight, float64 [batch]
-
-
-@dataclass
-class _Sums:
-    """Softmax sums over some images, relative to the largest logit; float64. They add up: see `combine`."""
-
-    top: Tensor  # [batch], largest logit
-    total: Tensor  # [batch], sum of e = exp(logit - top)
-    moment: Tensor  # [batch], sum of e (logit - top)
-    mean: Tensor  # [batch, dim], sum of e v
-    nearest: Tensor  # int64 [batch], index with the largest logit
-
-    @classmethod
-    def empty(cls, batch: int, dim: int, device: torch.device) -> "_Sums":
-        zeros = torch.zeros(batch, dtype=torch.float64, device=device)
-        index = torch.zeros(batch, dtype=torch.int64, device=device)
-        return cls(zeros - math.inf, zeros.clone(), zeros.clone(), zeros.new_zeros(batch, dim), index)
-
-    @staticmethod
-    def combine(parts: "list[_Sums]") -> "_Sums":
-        """Sums over all images from those over disjoint sets of them; ties go to the earlier part."""
-        result = parts[0]
-        for part in parts[1:]:
-            top = torch.maximum(result.top, part.top)
-            a, b = _decay(result.top, top), _decay(part.top, top)
-            moment = a * (result.moment + _shift(result.top, top) * result.total)
-            moment = moment + b * (part.moment + _shift(part.top, top) * part.total)
-            result = _Sums(
-                top, a * result.total + b * part.total, moment, a[:, None] * result.mean + b[:, None] * part.mean,
-                torch.where(part.top > result.top, part.nearest, result.nearest),
-            )  # fmt: skip
-        return result
-
-    def put(self, rows: Tensor, other: "_Sums") -> None:
-        """Overwrite the given rows."""
-        for name in ("top", "total", "moment", "mean", "nearest"):
-            getattr(self, name)[rows] = getattr(other, name)
-
-
-def _decay(old: Tensor, new: Tensor) -> Tensor:
-    return torch.where(old == -math.inf, torch.zeros_like(old), (old - new).exp())
-
-
-def _shift(old: Tensor, new: Tensor) -> Tensor:
-    return torch.where(old == -math.inf, torch.zeros_like(old), old - new)
 
 
 @dataclass
@@ -109,14 +66,15 @@ class _Memory:
 class OptimEDM(torch.nn.Module):
     """D*(x; sigma) of a training set, with the attributes and the call of the preconditioned networks.
 
-    Exactness. Write u, v_i for x, y_i in pixel units 0..255. Where at most 512 images per row can carry weight,
-    |v_i|^2 - 2 u.v_i of all with more than e^-16 of the largest weight is computed in float64. Its rounding, a few
+    Exactness. Write u, v_i for x, y_i in pixel units 0..255. |v_i|^2 - 2 u.v_i of all images with more than e^-16 of
+    the largest weight is computed in float64 where at most 512 images per row can carry weight. Its rounding, a few
     2^-53 |u| |v|, moves a logit by less than 1e-5 down to sigma = 0.002 for images up to 3x64x64, also between
     near-duplicates. Which images those are is decided in float32 with a margin of twice the rounding error bound
-    2 dim 2^-24 |u| max|v| (Higham 2002, Section 3.1), so none is missed. Where more images carry weight, sigma
-    is comparable to the distances between images, and logits come from float32 matrix products: their relative
-    rounding error, at most dim 2^-24 and in practice a few 2^-24, leaves D* within 1e-5 (measured by the tests;
-    1e-4 is promised). Sums over chunks are in float64.
+    2 dim 2^-24 |u| max|v| (Higham 2002, Section 3.1), so none is missed. Where more images carry weight, sigma is
+    as a rule comparable to the distances between images, and logits come from float32 matrix products: their
+    relative rounding error, at most dim 2^-24 and in practice a few 2^-24, leaves D* within 1e-5 (measured by the
+    tests; 1e-4 is promised). Where float32 is not enough all the same, among mass near-duplicates at small sigma
+    (`training.optim_dense.ROUGH`), such rows are computed in float64. Sums over chunks are in float64.
 
     Skipping. Images are left out only where all of them together have weight below 1e-6; in sets of fewer than
     8192 only whole chunks are. A dense pass at u0 remembers, per row, the nearest image p, the images within reach, and
@@ -142,6 +100,8 @@ class OptimEDM(torch.nn.Module):
     shard : `images` are this rank's part of the training set, and all ranks make every call together
     chunk : images visited at a time; None = as many as a processor's cache holds of them as float32
     quantized : the images are uint8; False is for data that 256 levels cannot tell apart, kept as float32
+    dense : compare every row with all images in a few large operations (`training.optim_dense`), which is what a
+        GPU does fastest; False: row by row, skipping images, which is fastest on a CPU; None: dense on CUDA
 
     Raises
     ------
@@ -160,6 +120,7 @@ class OptimEDM(torch.nn.Module):
         shard: bool = False,
         chunk: int | None = None,
         quantized: bool = True,
+        dense: bool | None = None,
     ):
         super().__init__()
         with warnings.catch_warnings():
@@ -178,10 +139,11 @@ class OptimEDM(torch.nn.Module):
         self.img_channels, self.img_resolution = images.shape[1], images.shape[2]
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         chunk = chunk or min(max((1 << 21) // images[0].numel(), 512), 4096)
-        self.ref_size, self.skip, self.shard, self.chunk = ref_size, skip, shard, chunk
+        self.ref_size, self.skip, self.shard, self.chunk, self.dense = ref_size, skip, shard, chunk, dense
         self.images = images  # no buffer: may stay in a file or on the CPU while the rest is on a GPU
         self._subset = torch.Generator().manual_seed(0)  # of ref_size
         self._memory: list[_Memory | None] = []
+        self._blocks: Resident | Streamed | None = None  # of the dense evaluation
         self.trace: list[tuple[Tensor, Posterior]] | None = None  # (sigma, posterior) of each call, while a list
 
         self.label_dim = 0
@@ -195,8 +157,10 @@ class OptimEDM(torch.nn.Module):
             self.label_dim = int(max(self._gather(labels.max()))) + 1
             counts = torch.bincount(labels.to(torch.int64), minlength=self.label_dim)
             self.order = torch.argsort(labels, stable=True)
+            self.register_buffer("labels", labels.to(torch.int64), persistent=False)
+            self.register_buffer("class_sizes", sum(self._gather(counts)), persistent=False)  # over all shards
             self.bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            self.empty_classes = (sum(self._gather(counts)) == 0).nonzero().flatten().tolist()
+            self.empty_classes = (self.class_sizes == 0).nonzero().flatten().tolist()
 
         # Geometry of the set, in pixel units. Pixels that never vary are cut off: they are the same in D*.
         low, high = images[0].clone(), images[0].clone()
@@ -210,6 +174,7 @@ class OptimEDM(torch.nn.Module):
         ys, xs = varies.any(1).nonzero().flatten().tolist() or [0], varies.any(0).nonzero().flatten().tolist() or [0]
         self._box = (slice(None), slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
         self.register_buffer("constant", low.to(torch.float64), persistent=False)
+        self.register_buffer("background", (self.constant / 127.5 - 1).to(torch.float32), persistent=False)
         squares = [self._crop(part).to(torch.float64).square().sum(1) for part in images.split(chunk)]
         self.register_buffer("square", torch.cat(squares), persistent=False)  # |v_i|^2, float64 [N]
         self._largest = float(self.square.max()) ** 0.5  # max |v_i|
@@ -235,13 +200,13 @@ class OptimEDM(torch.nn.Module):
         ValueError
             If a class has no training image, or classes are missing.
         """
-        sums, _ = self._evaluate(x, sigma, class_labels)
+        sums, _ = self._evaluate(x, sigma, class_labels, details=self.trace is not None)
         if self.trace is not None:
-            self.trace.append((sigma.reshape(-1).expand(len(x)).cpu(), _posterior(sums)))
-        denoised = self.constant.expand(len(x), *self.constant.shape).clone()
+            self.trace.append((sigma.reshape(-1).expand(len(x)), _posterior(sums)))
+        denoised = self.background.expand(len(x), *self.background.shape).clone()
         box = denoised[(slice(None), *self._box)]
-        box.copy_((sums.mean / sums.total[:, None]).reshape(box.shape))
-        return (denoised / 127.5 - 1).to(torch.float32)
+        box.copy_((sums.mean / sums.total[:, None]).reshape(box.shape) / 127.5 - 1)
+        return denoised
 
     def log_density(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """log of (1/N) sum_i Normal(x; y_i, sigma^2 I), the density of noisy training images: float64 [batch].
@@ -268,15 +233,91 @@ class OptimEDM(torch.nn.Module):
     # How it is computed.
 
     @torch.no_grad()
-    def _evaluate(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None) -> tuple[_Sums, Tensor]:
-        """Softmax sums over the whole training set (all shards), and the number of images each row sees."""
+    def _evaluate(
+        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, details: bool = True
+    ) -> tuple[Sums, Tensor]:
+        """Softmax sums over the whole training set (all shards), and the number of images each row sees.
+
+        Without `details` moment and nearest may be missing.
+        """
         if x.shape[1:] != self.images.shape[1:]:
             raise ValueError(
                 f"x is {list(x.shape)}, the training images are [N, {str(list(self.images.shape[1:]))[1:]}."
             )
         u = self._crop((x.to(torch.float64) + 1) * 127.5)  # [batch, dim]
         variance = (sigma.to(device=u.device, dtype=torch.float64).reshape(-1).expand(len(u)) * 127.5) ** 2
-        sums = _Sums.empty(len(u), u.shape[1], u.device)
+        if self.dense if self.dense is not None else u.is_cuda:
+            sums, counts = self._evaluate_densely(u, variance, class_labels, details)
+        else:
+            sums, counts = self._evaluate_skipping(u, variance, class_labels)
+        if self.shard:
+            sums.nearest += self.first
+            parts = self._gather(torch.cat([torch.stack([sums.top, sums.total, sums.moment]).t(), sums.mean], dim=1))
+            indices = self._gather(sums.nearest)
+            sums = Sums.combine([Sums(p[:, 0], p[:, 1], p[:, 2], p[:, 3:], i) for p, i in zip(parts, indices)])
+        return sums, counts
+
+    def _evaluate_densely(
+        self, u: Tensor, variance: Tensor, class_labels: Tensor | None, details: bool
+    ) -> tuple[Sums, Tensor]:
+        """All images for all rows at once; see `training.optim_dense`. The device is waited for once."""
+        if self._blocks is None or self._blocks.device != u.device:
+            kind = Resident if self._fits(u.device) else Streamed
+            self._blocks = kind(self.images, self.square, self._crop, self.images.dtype == torch.uint8)
+        classes = subset = unknown = None
+        if self.ref_size is not None and self.ref_size < len(self.images):
+            chosen = torch.randperm(len(self.images), generator=self._subset)[: self.ref_size]
+            subset = torch.zeros(len(self.images), dtype=torch.bool).index_fill_(0, chosen, True).to(u.device)
+        if self.bounds is not None:
+            if class_labels is None:
+                raise ValueError("This optimum is class-conditional: class_labels are needed.")
+            asked = class_labels.argmax(1) if class_labels.ndim == 2 else class_labels.reshape(-1)
+            asked = asked.expand(len(u)).to(u.device)
+            classes = asked.clamp(0, self.label_dim - 1)
+            unknown = (self.class_sizes[classes] == 0) | (classes != asked)
+
+        def hidden(block: Block) -> Tensor:
+            part = slice(block.start, block.start + len(block.v))
+            mask = None if subset is None else ~subset[None, part]
+            if classes is None:
+                return mask
+            other = self.labels[part] != classes[:, None]
+            return other if mask is None else other | mask
+
+        hide = None if classes is None and subset is None else hidden
+        sums, wide = dense_sums(self._blocks, u, variance, self._largest, hide, details)
+        if self.shard and classes is not None:  # this shard may have no image of the class
+            none = self.bounds.diff()[classes] == 0
+            wide &= ~none
+            sums.top = sums.top.masked_fill(none, -math.inf)
+            sums.total, sums.moment = (t.masked_fill(none, 0) for t in (sums.total, sums.moment))
+            sums.mean = sums.mean.masked_fill(none[:, None], 0)
+        flags = wide.any() if unknown is None else wide.any() + 2 * unknown.any()
+        flags = int(flags)  # the one look
+        if flags & 2:
+            raise ValueError(f"The training set has no image of class {int(asked[unknown][0])}.")
+        if flags & 1:
+            rows = wide.nonzero().flatten()
+
+            def hidden_rows(block: Block) -> Tensor:
+                mask = hidden(block)
+                return mask if len(mask) == 1 else mask[rows]
+
+            some = None if hide is None else hidden_rows
+            sums.put(rows, wide_sums(self._blocks, u[rows], variance[rows], some))
+        if classes is None:
+            counts = torch.full([len(u)], float(self.size), dtype=torch.float64, device=u.device) if details else None
+        else:
+            counts = self.class_sizes[classes].to(torch.float64) if details else None
+        return sums, counts
+
+    def _fits(self, device: torch.device) -> bool:
+        """Whether the images in bfloat16 take at most 60 % of the free memory of a CUDA device; True elsewhere."""
+        return device.type != "cuda" or 2 * self.images.numel() <= 0.6 * torch.cuda.mem_get_info(device)[0]
+
+    def _evaluate_skipping(self, u: Tensor, variance: Tensor, class_labels: Tensor | None) -> tuple[Sums, Tensor]:
+        """Images that provably carry no weight are left out, row by row; see the docstring of the class."""
+        sums = Sums.empty(len(u), u.shape[1], u.device)
         counts = torch.full([len(u)], float(self.size), dtype=torch.float64, device=u.device)
         if len(self._memory) != len(u):
             self._memory = [None] * len(u)
@@ -288,11 +329,6 @@ class OptimEDM(torch.nn.Module):
                 counts[rows] = count
             if members is None or len(members):
                 self._evaluate_rows(sums, group, rows, u[rows], variance[rows], members)
-        if self.shard:
-            sums.nearest += self.first
-            parts = self._gather(torch.cat([torch.stack([sums.top, sums.total, sums.moment]).t(), sums.mean], dim=1))
-            indices = self._gather(sums.nearest)
-            sums = _Sums.combine([_Sums(p[:, 0], p[:, 1], p[:, 2], p[:, 3:], i) for p, i in zip(parts, indices)])
         return sums, counts
 
     def _groups(
@@ -319,7 +355,7 @@ class OptimEDM(torch.nn.Module):
             yield c, rows[classes == c], members
 
     def _evaluate_rows(
-        self, sums: _Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, members: Tensor | None
+        self, sums: Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, members: Tensor | None
     ) -> None:
         """Fill in `rows` of `sums`: from memory where it proves enough, else by a dense pass over `members`."""
         count = len(self.images) if members is None else len(members)
@@ -345,11 +381,11 @@ class OptimEDM(torch.nn.Module):
 
     def _dense(
         self, group: int, u: Tensor, variance: Tensor, reach: Tensor, members: Tensor | None
-    ) -> tuple[_Sums, list[_Memory | None]]:
+    ) -> tuple[Sums, list[_Memory | None]]:
         """One pass over all images (or `members`), in chunks; and what to remember of it."""
         batch, dim = u.shape
         count = len(self.images) if members is None else len(members)
-        sums = _Sums.empty(batch, dim, u.device)
+        sums = Sums.empty(batch, dim, u.device)
         mean = sums.mean
         scale = -0.5 / variance
         terms = _split(-2 * u)
@@ -389,10 +425,10 @@ class OptimEDM(torch.nn.Module):
             top = torch.maximum(sums.top, logit)
             nearest = where + start if index is None else index[where]
             sums.nearest = torch.where(logit > sums.top, nearest, sums.nearest)
-            decay, shift = _decay(sums.top, top), _shift(sums.top, top)
-            sums.moment = decay * (sums.moment + shift * sums.total)
-            sums.total *= decay
-            mean *= decay[:, None]
+            factor = decay(sums.top, top)
+            sums.moment = factor * (sums.moment + shift(sums.top, top) * sums.total)
+            sums.total *= factor
+            mean *= factor[:, None]
             sums.top = top
             active: Tensor | slice = slice(None)
             if self.skip:
@@ -415,6 +451,7 @@ class OptimEDM(torch.nn.Module):
         # All narrow rows are remembered, and computed again where few images are within reach.
         memories: list[_Memory | None] = [None] * batch
         narrow = listed <= _LIST
+        rough = (rough_logits(u, variance, self._largest) > ROUGH).cpu()
         if found and narrow.any():
             row, image, h = (torch.cat(parts) for parts in zip(*found))
             G = h.to(torch.float64) - best[row]  # the pivot is the nearest image
@@ -430,11 +467,28 @@ class OptimEDM(torch.nn.Module):
                     pivot = self._pixels(index[g.argmin()].reshape(1), torch.float64)[0]
                     memories[i] = _Memory(group, u[i].clone(), pivot, index, g - margin, rest - margin)
                     needed = index[g <= near + margin]
-                    if len(needed) <= _EXACT:
+                    if len(needed) <= _EXACT or rough[i]:
                         self._few(sums, i, needed, u[i], float(variance[i]), margin)
+                        rough[i] = False
+        if rough.any():  # mass near-duplicates: more than are listed, and float32 cannot tell them apart
+            rows = rough.nonzero().flatten()
+            sums.put(rows.to(u.device), wide_sums(self._members(members), u[rows], variance[rows]))
+            if members is not None:
+                sums.nearest[rows] = members[sums.nearest[rows]]
         return sums, memories
 
-    def _from_memory(self, sums: _Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, reach: Tensor) -> Tensor:
+    def _members(self, members: Tensor | None) -> Callable[[int], Iterator[Block]]:
+        """Blocks of all images, or of `members`; a block's index then counts among these."""
+
+        def blocks(size: int) -> Iterator[Block]:
+            for start in range(0, len(self.images) if members is None else len(members), self.chunk):
+                part = slice(start, start + self.chunk)
+                part = part if members is None else members[part]
+                yield Block(start, self._pixels(part, torch.float32), self.square[part], self.square[part])
+
+        return blocks
+
+    def _from_memory(self, sums: Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, reach: Tensor) -> Tensor:
         """Evaluate the rows for which memory is enough; return which need a dense pass, bool [rows] on the CPU."""
         dense = torch.ones(len(rows), dtype=torch.bool)
         error = self._error(u).tolist()
@@ -472,7 +526,7 @@ class OptimEDM(torch.nn.Module):
         return 4 * u.shape[1] * _UNIT * u.norm(dim=1) * self._largest
 
     def _few(
-        self, sums: _Sums, row: int, index: Tensor, u: Tensor, variance: float, error: float
+        self, sums: Sums, row: int, index: Tensor, u: Tensor, variance: float, error: float
     ) -> tuple[Tensor, Tensor]:
         """Fill in a row of `sums` from the images `index` alone; return their |v|^2 - 2 u.v, float64, and pixels v.
 
@@ -518,7 +572,7 @@ class OptimEDM(torch.nn.Module):
         return [part.to(tensor.device) for part in parts]
 
 
-def _posterior(sums: _Sums) -> Posterior:
+def _posterior(sums: Sums) -> Posterior:
     entropy = sums.total.log() - sums.moment / sums.total  # -sum w log w
     # The image with the largest weight has the logit `top`.
     return Posterior(entropy.exp(), sums.nearest, 1 / sums.total)
@@ -597,7 +651,7 @@ def load_optimum(
     Parameters
     ----------
     path_or_url : the dataset
-    device : where to compute; images that take more than half of a GPU's free memory stay outside it
+    device : where to compute; images that do not fit a GPU stay outside it, and are streamed
     cond : the class-conditional optimum
     mmap : read the images from a memory-mapped decoded copy beside the zip, see `training.decoded`
     shard : hold only this rank's part of the images; all ranks must then call the optimum together
@@ -628,8 +682,8 @@ def load_optimum(
         raise ValueError(f'"{path}" holds no integer class labels; leave out --cond=1 or label the dataset.')
     net = OptimEDM(images, labels if cond else None, shard=shard, **kwargs).to(device)
     device = torch.device(device)
-    if device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
-        net.images = net.images.to(device)
+    if net.dense is False and device.type == "cuda" and images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2:
+        net.images = net.images.to(device)  # the dense evaluation makes its own copy
     return net
 
 

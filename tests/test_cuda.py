@@ -5,13 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from test_optim import NEAR, definition
+from test_optim import LABELS, NEAR, crowd
 from test_training import last_snapshot, stats
 
 import training.optim
+import training.optim_dense
 from training.generation import generate_images
 from training.networks import build_network
 from training.optim import OptimEDM, load_optimum
+from training.optim_sums import plain_optimum
 from training.precision import prepare_denoiser
 from training.snapshots.snapshot import load_network
 
@@ -22,17 +24,43 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.02, 0.3, 1, 5, 80])
-@pytest.mark.parametrize("skip", [True, False])
-def test_optimum_equals_the_definition(sigma, skip, monkeypatch):
-    """The dense passes run on TF32 tensor cores, in three exact terms."""
+@pytest.mark.parametrize(
+    "how", [dict(), dict(dense=False), dict(dense=False, skip=False)], ids=["dense", "skip", "all"]
+)
+def test_optimum_equals_the_definition(sigma, how, monkeypatch):
+    """In bfloat16 or TF32 products of exact terms."""
     monkeypatch.setattr(training.optim, "_WORTH", 0)
     random = np.random.RandomState(0)
-    net = OptimEDM(NEAR, skip=skip, chunk=30).to("cuda")
-    net.images = net.images.to("cuda")
+    net = OptimEDM(NEAR, chunk=30, **how).to("cuda")
+    if how:
+        net.images = net.images.to("cuda")
     for _ in range(2):  # the second call may use what the first has left
         x = NEAR[:20] / 127.5 - 1 + sigma * random.randn(20, 1, 8, 8)
         out = net(torch.from_numpy(x).cuda(), torch.tensor([sigma], device="cuda"))
-        np.testing.assert_allclose(out.cpu().flatten(1), definition(NEAR, x, sigma)[1], atol=1e-4)
+        np.testing.assert_allclose(out.cpu(), plain_optimum(NEAR, x, sigma)[0], atol=1e-6 if not how else 1e-4)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("sigma", [0.002, 0.01, 1.0])
+def test_dense_optimum_among_mass_near_duplicates(sigma, streamed, monkeypatch):
+    monkeypatch.setattr(OptimEDM, "_fits", lambda self, device: not streamed)
+    if streamed:
+        monkeypatch.setattr(training.optim_dense, "block_size", lambda batch: 700)
+    images = crowd(3000)
+    x = images[300:308] / 127.5 - 1 + sigma * np.random.RandomState(0).randn(8, 1, 8, 8)
+    expected, w, log_p = plain_optimum(images, x, sigma)
+    net = OptimEDM(images).to("cuda")
+    asked = torch.from_numpy(x).cuda(), torch.tensor(sigma, device="cuda", dtype=torch.float64)
+    np.testing.assert_allclose(net(*asked).cpu(), expected, atol=2e-6)
+    np.testing.assert_allclose(net.log_density(*asked).cpu(), log_p, rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(net.posterior(*asked).weight.cpu(), w.amax(1), rtol=1e-3)
+
+
+def test_dense_conditional_optimum_is_that_of_the_cpu():
+    x, sigma, labels = torch.randn(16, 1, 8, 8), torch.tensor(2.0), torch.arange(16) % 10
+    images = NEAR[: len(LABELS)]
+    there = OptimEDM(images, LABELS).to("cuda")(x.cuda(), sigma.cuda(), labels.cuda())
+    torch.testing.assert_close(there.cpu(), OptimEDM(images, LABELS)(x, sigma, labels), rtol=0, atol=1e-5)
 
 
 def test_optimum_samples_are_those_of_the_cpu(digits_zip):

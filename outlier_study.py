@@ -204,7 +204,7 @@ def _said(timing: dict[str, Any], group: str, expected: str, count: int, units: 
     if timing["p_later"] is None:
         reason = {
             "none": "there are none",
-            "not risen": f"inliers are memorized by the end, {group}s are not yet; that is neither late nor early",
+            "not risen": f"inliers are memorized by the end, {group}s not clearly; that is neither late nor early",
             "reference not risen": "not even inliers are memorized beyond chance; more epochs may do it",
         }
         return f"Cannot be told: {reason[answer]}."

@@ -395,7 +395,7 @@ def made_up_result(outlier_epoch, test_chance=60, repeats=8, test_outliers=True)
     data = [make_data(s, 600, 200, 20, test_outliers=True) for s in range(repeats)]
     epochs = np.arange(1, 21)
     memorized = np.zeros([repeats, 20, 3], int)
-    memorized[:, :, INLIER], memorized[:, :, DUPLICATE] = np.where(epochs < 4, 150, 450), np.where(epochs < 3, 5, 18)
+    memorized[:, :, INLIER], memorized[:, :, DUPLICATE] = np.where(epochs < 4, 180, 450), np.where(epochs < 3, 6, 18)
     memorized[:, :, OUTLIER] = np.where(epochs < outlier_epoch, 60, 180)
     first = np.stack([np.where(d.group == OUTLIER, outlier_epoch, 4) for d in data])
     inliers = np.stack([memorized[:, :, INLIER] // 10, np.full([repeats, 20], 58)], axis=-1)
@@ -421,6 +421,16 @@ def test_answers_on_a_made_up_result():
     stop = early_stop(result, 0)
     assert stop.epoch == 12 and stop.memorized == pytest.approx((450 + 18 + 180) / 820)
     assert early_stop(made_up_result(2), 0).epoch == 2
+
+
+def test_a_rise_below_chance_is_no_memorization():
+    """Points far from all data are memorized more rarely than by chance; only what comes after that is compared."""
+    result = made_up_result(outlier_epoch=4)
+    assert timings(result)["outlier"].answer == "not shown"
+    result.memorized[:, :2, OUTLIER] = 5
+    assert timings(result)["outlier"].answer == "not shown"
+    whole = [(result.memorized[:, :, g], result.nearest[:, :, g]) for g in (OUTLIER, INLIER)]
+    assert timing_test(result.epochs, *whole).answer == "earlier"
 
 
 def test_answers_that_cannot_be_told():

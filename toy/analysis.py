@@ -22,6 +22,7 @@ from toy.study import Result, Settings, share
 
 _FINAL = 0.1  # share of the evaluations, at the end, whose mean is the final value
 _REPLICATES = 10_000  # of the bootstrap
+_FEWEST = 4  # evaluations from the first one at which both groups are at chance; fewer show no rise
 _FITS = 500  # of the bootstrap of fitted curves
 
 
@@ -113,7 +114,8 @@ def timings(result: Result) -> dict[str, Timing]:
     """When duplicates and outliers are memorized against inliers; see `memorization.stats.timing`.
 
     By shares, and outliers without held-out ones by counts. By shares a group that does not end beyond chance, by more
-    than 2 standard errors over repeats, has not risen, whatever its curve does below that.
+    than 2 standard errors over repeats, has not risen, and evaluations count from the first one at which both groups
+    have come up to chance: what a share rises below that is no memorization.
     """
     flips = sign_flips(len(result.data))
     groups = {g: (result.memorized[:, :, g], result.nearest[:, :, g]) for g in range(len(GROUPS))}
@@ -164,7 +166,22 @@ def _timing(
         return Timing("reference not risen")
     if not _beyond_chance(group, chance):
         return Timing("not risen")
-    return timing_test(result.epochs, group, reference, flips)
+    reached = _up_to_chance(group, chance) & _up_to_chance(reference, reference_chance)
+    first = int(reached.argmax())
+    if len(reached) - first < _FEWEST:
+        return Timing("not risen")
+    group, reference = (tuple(counts[:, first:] for counts in part) for part in (group, reference))
+    return timing_test(result.epochs[first:], group, reference, flips)
+
+
+def _up_to_chance(counts: _Counts, chance: _Counts) -> np.ndarray:
+    """At which evaluations the pooled share has come up to that of fresh draws, bool [E].
+
+    Points that a network draws far from all data are memorized more rarely than by chance, since both distances are
+    alike; what the share rises until it has learned where the data are is no memorization.
+    """
+    shares = pooled_shares(*counts).mean(axis=0)
+    return shares >= chance[0].sum() / max(chance[1].sum(), 1)
 
 
 def _beyond_chance(counts: _Counts, chance: _Counts) -> bool:

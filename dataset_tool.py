@@ -22,6 +22,13 @@ from dnnlib.cli import report_errors
     show_default=True,
     help="Number class folders with 2 before 10 (natural), or in the order of the names as text (published).",
 )
+@click.option(
+    "--classes",
+    type=click.Choice(["folders", "prefixes"]),
+    default="folders",
+    show_default=True,
+    help="Without a dataset.json: classes are the top-level folders, or the file names up to the first underscore.",
+)
 @click.option("--coarse", is_flag=True, help="Take the 20 coarse labels of CIFAR-100 instead of its 100 fine ones.")
 @report_errors
 def main(
@@ -32,6 +39,7 @@ def main(
     resolution: tuple[int, int] | None,
     workers: int,
     class_order: str,
+    classes: str,
     coarse: bool,
 ) -> None:
     """Convert images into a dataset: a zip or folder of equal square PNGs with class labels.
@@ -82,7 +90,7 @@ def main(
     An existing zip is replaced, an existing folder must be empty. After an error nothing is left behind.
     """
     transform_image = make_transform(transform, resolution)
-    with open_source(source, max_images, class_order, coarse) as images:
+    with open_source(source, max_images, class_order, coarse, classes) as images:
         cli.write_and_report(images, dest, transform=transform_image, workers=workers)
 
 

@@ -151,7 +151,7 @@ def report(source: Source, archive: Archive) -> list[str]:
     if about.classes is not None:
         shown = [f"{folder or '(no folder)'} {label}" for folder, label in about.classes.items()]
         more = f", and {len(shown) - _SHOWN} more in dataset.json" if len(shown) > _SHOWN else ""
-        lines.append(f"Labels of the folders: {', '.join(shown[:_SHOWN])}{more}.")
+        lines.append(f"Labels of the classes: {', '.join(shown[:_SHOWN])}{more}.")
     if "changed" in made:
         lines.append(f"Changed: {describe_counts(made['changed'])}.")
     if repeats := archive.repeats.describe():

@@ -175,7 +175,11 @@ def concatenate(sources: Sequence[Source]) -> Source:
 
 
 def open_source(
-    path: str | os.PathLike, max_images: int | None = None, class_order: str = "natural", coarse: bool = False
+    path: str | os.PathLike,
+    max_images: int | None = None,
+    class_order: str = "natural",
+    coarse: bool = False,
+    classes: str = "folders",
 ) -> Source:
     """Open a source; its kind follows from the name.
 
@@ -195,6 +199,8 @@ def open_source(
     path : file or folder, or `digits`
     max_images : take the first so many images, None = all
     coarse : take the coarse labels of CIFAR-100
+    classes : what the classes of images in a folder or zip without `dataset.json` are: top-level `folders`, or what the
+        file names begin with, up to the first underscore (`prefixes`)
     class_order : how folders are numbered: `natural` (2 before 10) or `published` (as text)
 
     Raises
@@ -228,10 +234,10 @@ def open_source(
         source = _open_file(images, os.path.basename(images), max_images, class_order, coarse)
     elif os.path.isdir(text):
         lmdb = name.endswith("_lmdb") and os.path.lexists(os.path.join(text, "data.mdb"))
-        source = _open_lmdb(text, max_images) if lmdb else _open_files(text, max_images, class_order)
+        source = _open_lmdb(text, max_images) if lmdb else _open_files(text, max_images, class_order, classes)
     else:
         check_regular(text)
-        source = _open_file(text, name, max_images, class_order, coarse)
+        source = _open_file(text, name, max_images, class_order, coarse, classes)
     if len(source) == 0:
         source.close()
         raise ValueError(f'The source "{text}" holds no images.')
@@ -247,10 +253,12 @@ def is_builtin(source: str) -> bool:
 # The kinds of sources. `limit` is the number of images to take, None = all.
 
 
-def _open_file(path: str, name: str, limit: int | None, class_order: str, coarse: bool) -> Source:
+def _open_file(
+    path: str, name: str, limit: int | None, class_order: str, coarse: bool, classes: str = "folders"
+) -> Source:
     """A file of any kind, which its lower-case `name` tells."""
     if name.endswith(".zip"):
-        return _open_files(path, limit, class_order)
+        return _open_files(path, limit, class_order, classes)
     if name.endswith((".tar.gz", ".tgz")):
         return _from_arrays(*load_cifar(path, coarse), path, limit)
     if name.endswith(mnist.IMAGES_SUFFIXES):
@@ -322,7 +330,7 @@ def _open_digits(limit: int | None) -> Source:
     return source
 
 
-def _open_files(path: str, limit: int | None, class_order: str = "natural") -> Source:
+def _open_files(path: str, limit: int | None, class_order: str = "natural", classes_from: str = "folders") -> Source:
     """A folder or zip."""
     files = ImageFiles(path)
     names = files.names
@@ -330,7 +338,17 @@ def _open_files(path: str, limit: int | None, class_order: str = "natural") -> S
         names = sorted(names, key=lambda name: name.split("/"))  # folder by folder; a zip is sorted as text
     about = About(details={OTHER_FORMAT: files.other_formats}, notes=files.notes)
     labels = files.labels()
-    if not files.has_metadata and (classes := folder_classes(names, class_order)):
+    if classes_from == "prefixes":
+        if files.has_metadata:
+            raise ValueError(f'"{path}" has a dataset.json with labels; leave out --classes=prefixes.')
+        prefixes = {name: os.path.basename(name).partition("_") for name in names}
+        for name, (_, separator, _) in prefixes.items():
+            if not separator:
+                raise ValueError(f'"{name}" in "{path}" has no underscore, up to which a name says the class.')
+        folders = sorted({prefix for prefix, _, _ in prefixes.values()}, key=_sort_key(class_order))
+        about.classes = {prefix: i for i, prefix in enumerate(folders)}
+        labels = {name: about.classes[prefix] for name, (prefix, _, _) in prefixes.items()}
+    elif not files.has_metadata and (classes := folder_classes(names, class_order)):
         labels = {name: classes[_top_folder(name)] for name in names}
         about.classes = classes
         parts = [folder for folder in classes if folder.lower() in _PARTS]
@@ -356,8 +374,12 @@ def folder_classes(names: Iterable[str], order: str = "natural") -> dict[str, in
     The order is that of their names as text (`published`), or with the numbers in them compared as numbers (`natural`),
     so that 2 comes before 10.
     """
-    folders = sorted({_top_folder(name) for name in names}, key=_natural if order == "natural" else None)
+    folders = sorted({_top_folder(name) for name in names}, key=_sort_key(order))
     return {folder: i for i, folder in enumerate(folders)} if len(folders) > 1 else None
+
+
+def _sort_key(order: str) -> Callable[[str], tuple] | None:
+    return _natural if order == "natural" else None
 
 
 def _top_folder(name: str) -> str:

@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT, png
 
 import dataset_tool
+import generate
 import mem_ratio
 from dataset_utils import dataset_random, dataset_size
 from dataset_utils.sources import folder_classes, open_source
@@ -89,7 +90,7 @@ def test_what_other_programs_leave_behind_is_left_out_at_any_depth(run_cli, tmp_
     assert (values, labels) == ([10, 20, 30, 40], [0, 0, 1, 1])
     assert made["classes"] == {"cats": 0, "dogs": 1}
     assert made["left_out"] == {files_module.HIDDEN: 8}
-    assert out.splitlines()[1:] == ["Labels of the folders: cats 0, dogs 1.", f"Left out: 8 {files_module.HIDDEN}."]
+    assert out.splitlines()[1:] == ["Labels of the classes: cats 0, dogs 1.", f"Left out: 8 {files_module.HIDDEN}."]
     assert len(ImageFolderDataset(source)) == 4
 
 
@@ -164,7 +165,7 @@ def test_numbers_in_folder_names_are_numbers(run_cli, tmp_path):
     source = write(tmp_path / "in", {f"{i}/a.png": i for i in range(12)})
     values, labels, made, out = convert(run_cli, source, tmp_path / "out.zip")
     assert values == labels and made["classes"] == {str(i): i for i in range(12)}
-    assert "Labels of the folders: 0 0, 1 1, 2 2" in out
+    assert "Labels of the classes: 0 0, 1 1, 2 2" in out
     values, labels, made, _ = convert(run_cli, source, tmp_path / "out.zip", "--class-order=published")
     assert made["classes"] == {name: i for i, name in enumerate(sorted(map(str, range(12))))}
     assert labels == list(range(12)) and values == [int(name) for name in made["classes"]]
@@ -543,3 +544,25 @@ def test_bad_npz(run_cli, tmp_path, arrays, words):
     np.savez(tmp_path / "in.npz", **arrays)
     assert words in convert(run_cli, tmp_path / "in.npz", tmp_path / "out.zip", code=1)
     assert not (tmp_path / "out.zip").exists()
+
+
+def test_classes_from_file_names(run_cli, tmp_path):
+    source = write(
+        tmp_path / "in", {"dog_1.png": 1, "cat_2.png": 2, "x/dog_3_b.png": 3, "class10_a.png": 4, "class9_a.png": 5}
+    )
+    values, labels, made, _ = convert(run_cli, source, tmp_path / "out.zip", "--classes=prefixes")
+    assert made["classes"] == {"cat": 0, "class9": 1, "class10": 2, "dog": 3}
+    assert dict(zip(values, labels)) == {1: 3, 2: 0, 3: 3, 4: 2, 5: 1}
+    write(source, {"plain.png": 6})
+    assert "no underscore" in convert(run_cli, source, tmp_path / "out.zip", "--classes=prefixes", code=1)
+
+
+@pytest.mark.parametrize("program", ["generate.py", "mem_ratio.py"])
+def test_mps_says_what_is_missing(run_cli, tmp_path, make_zip, program):
+    data = make_zip([flat(1), flat(2)], None, tmp_path / "d.zip")
+    args = [f"--network={data}", "--device=mps"]
+    if program == "generate.py":
+        message = run_cli(generate.main, [*args, f"--outdir={tmp_path / 'out'}"], code=1).stderr
+    else:
+        message = run_cli(mem_ratio.main, [*args, f"--log={tmp_path / 'out/x.log'}"], code=1).stderr
+    assert "float64" in message and "--device=cpu" in message and os.listdir(tmp_path) == ["d.zip"]

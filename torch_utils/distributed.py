@@ -23,6 +23,8 @@ def select_device(device: str = "auto") -> torch.device:
         result = torch.device(device)
     except RuntimeError:
         raise ValueError(f"--device={device} is no device; use auto, cpu, cuda or cuda:N.") from None
+    if result.type == "mps":
+        raise ValueError(f"--device={device} lacks float64, in which samples are drawn and compared; use --device=cpu.")
     if result.type not in ("cpu", "cuda"):
         raise ValueError(f"--device={device} is not supported; use auto, cpu, cuda or cuda:N.")
     if result.type == "cuda":

@@ -157,11 +157,21 @@ def test_dense_blocks_are_merged(size, monkeypatch):
             np.testing.assert_allclose(posterior.weight, w.max(1), rtol=1e-4)
 
 
-def test_dense_and_skipping_draw_the_same_subsets():
-    x, sigma = torch.randn(3, 1, 8, 8), torch.tensor(4.0)
-    a, b = OptimEDM(DIGITS, ref_size=150), OptimEDM(DIGITS, ref_size=150, dense=True)
-    for _ in range(3):
-        torch.testing.assert_close(a(x, sigma), b(x, sigma), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["all", "classes"])
+@pytest.mark.parametrize("ref_size", [150, 700])
+def test_dense_and_skipping_draw_the_same_subsets(labels, ref_size):
+    x, asked = torch.randn(10, 1, 8, 8), torch.arange(10)
+    a, b = OptimEDM(DIGITS, labels, ref_size=ref_size), OptimEDM(DIGITS, labels, ref_size=ref_size, dense=True)
+    for sigma in (torch.tensor(4.0), torch.tensor(0.3)):
+        torch.testing.assert_close(a(x, sigma, asked), b(x, sigma, asked), rtol=0, atol=1e-6)
+        torch.testing.assert_close(a.log_density(x, sigma, asked), b.log_density(x, sigma, asked), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_subset_without_an_image_of_the_class(dense):
+    net = OptimEDM(DIGITS, LABELS, ref_size=2, dense=dense)
+    with pytest.raises(ValueError, match="no image of class"):
+        net(torch.zeros(3, 1, 8, 8), torch.tensor(4.0), torch.arange(3))
 
 
 def test_bfloat16_terms_hold_24_bits():

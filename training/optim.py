@@ -268,13 +268,16 @@ class OptimEDM(torch.nn.Module):
         if self.ref_size is not None and self.ref_size < len(self.images):
             chosen = torch.randperm(len(self.images), generator=self._subset)[: self.ref_size]
             subset = torch.zeros(len(self.images), dtype=torch.bool).index_fill_(0, chosen, True).to(u.device)
+        total = float(self.size) if subset is None else float(sum(self._gather(torch.tensor(self.ref_size))))
         if self.bounds is not None:
             if class_labels is None:
                 raise ValueError("This optimum is class-conditional: class_labels are needed.")
             asked = class_labels.argmax(1) if class_labels.ndim == 2 else class_labels.reshape(-1)
             asked = asked.expand(len(u)).to(u.device)
             classes = asked.clamp(0, self.label_dim - 1)
-            unknown = (self.class_sizes[classes] == 0) | (classes != asked)
+            here = self.bounds.diff() if subset is None else self._class_sizes_of(subset)
+            sizes = self.class_sizes if subset is None else sum(self._gather(here))
+            unknown = (sizes[classes] == 0) | (classes != asked)
 
         def hidden(block: Block) -> Tensor:
             part = slice(block.start, block.start + len(block.v))
@@ -287,7 +290,7 @@ class OptimEDM(torch.nn.Module):
         hide = None if classes is None and subset is None else hidden
         sums, wide = dense_sums(self._blocks, u, variance, self._largest, hide, details)
         if self.shard and classes is not None:  # this shard may have no image of the class
-            none = self.bounds.diff()[classes] == 0
+            none = here[classes] == 0
             wide &= ~none
             sums.top = sums.top.masked_fill(none, -math.inf)
             sums.total, sums.moment = (t.masked_fill(none, 0) for t in (sums.total, sums.moment))
@@ -305,11 +308,15 @@ class OptimEDM(torch.nn.Module):
 
             some = None if hide is None else hidden_rows
             sums.put(rows, wide_sums(self._blocks, u[rows], variance[rows], some))
-        if classes is None:
-            counts = torch.full([len(u)], float(self.size), dtype=torch.float64, device=u.device) if details else None
-        else:
-            counts = self.class_sizes[classes].to(torch.float64) if details else None
+        counts = None  # for the density
+        if details:
+            counts = torch.full([len(u)], total, dtype=torch.float64, device=u.device)
+            counts = counts if classes is None else sizes[classes].to(torch.float64)
         return sums, counts
+
+    def _class_sizes_of(self, subset: Tensor) -> Tensor:
+        """Number of images of each class in a subset (bool [N]), int64 [label_dim]."""
+        return torch.zeros_like(self.class_sizes).scatter_add_(0, self.labels, subset.to(self.class_sizes.dtype))
 
     def _fits(self, device: torch.device) -> bool:
         """Whether the images in bfloat16 take at most 60 % of the free memory of a CUDA device; True elsewhere."""

@@ -26,6 +26,7 @@ from dataset_utils.sources import folder_classes, open_source
 from dnnlib import images as files_module
 from dnnlib.images import ImageFiles, decode_image
 from dnnlib.repeats import find_repeats
+from memorization.search.search import Plan, Study, choose_subset, digest_source
 from training.dataset import ImageFolderDataset
 from training.decoded import decoded_images, decoded_path
 
@@ -566,3 +567,24 @@ def test_mps_says_what_is_missing(run_cli, tmp_path, make_zip, program):
     else:
         message = run_cli(mem_ratio.main, [*args, f"--log={tmp_path / 'out/x.log'}"], code=1).stderr
     assert "float64" in message and "--device=cpu" in message and os.listdir(tmp_path) == ["d.zip"]
+
+
+def test_a_search_does_not_go_on_with_another_source(tmp_path, make_zip):
+    source, plan = tmp_path / "in.zip", tmp_path / "search/plan.json"
+    noise = np.random.RandomState(0).randint(0, 256, [6, 8, 8], dtype=np.uint8)
+
+    def settings():
+        subset, largest = choose_subset(str(source))
+        digest = digest_source(str(source))
+        return Study(plan.parent, str(source), subset, largest, source_sha256=digest).settings()
+
+    make_zip(noise, None, source)
+    Plan(plan, settings()).save()
+    Plan(plan, settings())
+    make_zip(255 - noise, None, source)
+    with pytest.raises(ValueError, match="another source_sha256"):
+        Plan(plan, settings())
+    content = json.loads(plan.read_text())
+    del content["settings"]["source_sha256"]  # a plan of before
+    plan.write_text(json.dumps(content))
+    Plan(plan, settings())

@@ -23,6 +23,7 @@ from memorization.records import format_int_list
 from memorization.report.folder import read_study
 from memorization.report.report import only_factor, write_report
 from memorization.runs import Run, find_runs, read_run
+from memorization.search.design import MIN_RUNS
 from memorization.search.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
 from memorization.search.job import EXIT_STOPPED
 from memorization.search.search import (
@@ -260,11 +261,22 @@ def report(
 @click.option("--high", help="Largest |D|", metavar="INT", type=click.IntRange(min=3), required=True)
 @click.option(
     "--tolerance",
-    help="EMM is found when it lies between two sizes with this quotient",
+    help="The search ends when the ends of the interval of EMM have at most this quotient",
     metavar="FLOAT",
     type=Float(min=1.001),
-    default=1.1,
+    default=1.2,
     show_default=True,
+)
+@click.option(
+    "--confidence",
+    help="Of that interval, over images and training seeds",
+    metavar="FLOAT",
+    type=_FRACTION,
+    default=0.9,
+    show_default=True,
+)
+@click.option(
+    "--max-runs", help="Or with as many runs", metavar="INT", type=click.IntRange(min=1), default=40, show_default=True
 )
 @click.option("--expand", help="Go on beyond --low and --high where EMM is not between them", is_flag=True)
 @click.option(
@@ -281,24 +293,8 @@ def report(
     metavar="balanced|first",
     type=click.Choice(["balanced", "first"]),
 )
-# How each size is decided.
-@click.option(
-    "--seeds-per-size",
-    help="Runs per size, each with a training seed of its own",
-    metavar="INT",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-)
+# How each run is measured.
 @seeds_option("0-9999")
-@click.option(
-    "--confidence",
-    help="Of the decision on a snapshot",
-    metavar="FLOAT",
-    type=_FRACTION,
-    default=0.95,
-    show_default=True,
-)
 @click.option(
     "--measure",
     help="Further options of mem_ratio.py, for example '--batch=256 --steps=40'",
@@ -340,12 +336,13 @@ def report(
 @click.argument("train_options", metavar="[-- TRAIN_OPTIONS...]", nargs=-1, type=click.UNPROCESSED)
 @report_errors
 def search(**kwargs: Any) -> None:
-    """Find EMM by bisection in log |D|: train and measure only the sizes that this needs.
+    """Find EMM: train and measure runs of the sizes that tell most of it, until its interval is narrow enough.
 
-    Each size is trained with train.py and TRAIN_OPTIONS, and measured (mem_ratio.py --adaptive) until it is clear on
-    which side of --level it lies. DIR holds plan.json (every decision), runs/ (run folders), data/ (training sets)
-    and jobs/ (commands and logs). Interrupted, the same command goes on where it was; range, tolerance and where the
-    runs run may then be others.
+    Each run has a training seed of its own, is trained with train.py and TRAIN_OPTIONS, and measured with mem_ratio.py.
+    After each, a curve is fitted to all, with the spread between seeds; the next size is the one that makes EMM more
+    certain by the most per training image. DIR holds plan.json (every decision), runs/ (run folders), data/ (training
+    sets) and jobs/ (commands and logs). Interrupted, the same command goes on where it was; range, tolerance,
+    confidence and where the runs run may then be others.
 
     Examples:
 
@@ -368,7 +365,9 @@ def search(**kwargs: Any) -> None:
     if opts.high > study.largest:
         kind = "class-balanced " if study.subset == "balanced" else ""
         raise click.UsageError(f"--high={opts.high}: {opts.source} has {kind}training sets of {study.largest} at most.")
-    where = Range(opts.low, opts.high, opts.tolerance, opts.jobs, opts.expand)
+    where = Range(
+        opts.low, opts.high, opts.tolerance, opts.confidence, opts.max_runs, jobs=opts.jobs, expand=opts.expand
+    )
     if opts.dry_run:
         print_plan(Search(study, where, Plan(study.outdir / PLAN, study.settings()), executor=None), opts)
         click.echo("Nothing is trained: --dry-run.")
@@ -389,15 +388,18 @@ def search(**kwargs: Any) -> None:
             except KeyboardInterrupt:
                 bar.write(f"Stopped after {work.trained_kimg():g} kimg; the same command goes on.")
                 sys.exit(EXIT_STOPPED)
-    for line in describe_result(emm, plan, study.confidence):
+    for line in describe_result(emm, plan.result):
         click.echo(line)
-    kimg, grid = work.trained_kimg(), work.expected()["grid_kimg"]
-    images = sum(run["images"] for decision in plan.decisions for run in decision["runs"])
+    images, grid = sum(decision["images"] for decision in plan.decisions), plan.result["grid"]
     click.echo(
-        f"Spent:   {kimg:g} kimg of training, {100 * kimg / grid:.0f} % of the grid's {grid:g}; "
-        f"{images} images generated\n"
-        f"Plan:    {plan.path}\nCurve:   python emm.py curve {shlex.quote(opts.outdir)}"
+        f"Spent:   {work.trained_kimg():g} kimg of training in {len(plan.decisions)} runs; {images} images generated"
     )
+    if grid is not None:
+        click.echo(
+            f"Grid:    |D| = {', '.join(map(str, grid['sizes']))} with {grid['runs_per_size']} runs each would be as "
+            f"precise, by the fitted curve, and take {grid['kimg']:g} kimg"
+        )
+    click.echo(f"Plan:    {plan.path}\nCurve:   python emm.py curve {shlex.quote(opts.outdir)}")
 
 
 def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
@@ -467,8 +469,8 @@ def search_study(opts: EasyDict) -> Study:
         outdir=Path(os.path.realpath(opts.outdir)), source=opts.source, subset=subset, largest=largest,
         source_sha256=digest_source(opts.source),
         train_options=opts.train_options, duration=training["duration"], seed=training["seed"] or 0,
-        runs_per_size=opts.seeds_per_size, measure_options=measure, seeds=format_int_list(opts.seeds),
-        level=opts.level, confidence=opts.confidence, nproc=opts.nproc, device=opts.device,
+        measure_options=measure, seeds=format_int_list(opts.seeds), images=len(opts.seeds), level=opts.level,
+        nproc=opts.nproc, device=opts.device,
     )  # fmt: skip
 
 
@@ -511,28 +513,28 @@ def slurm_parameters(opts: EasyDict) -> dict[str, Any]:
 
 
 def print_plan(work: Search, opts: EasyDict) -> None:
-    """How much is to be done at most, beside a grid of the same resolution."""
-    expected, known = work.expected(), work.plan.decisions
+    """What is searched, what is known, and what it may cost."""
+    known, kimg = work.plan.decisions, work.study.kimg
     drawn = f"{'class-balanced' if work.study.subset == 'balanced' else 'the first'} images of {opts.source}"
     click.echo(
-        f"Search:  EMM at {100 * opts.level:g} % from |D| = {work.low} to {work.high} ({drawn}), "
-        f"until high / low <= {opts.tolerance:g}"
+        f"Search:  EMM at {100 * opts.level:g} % from |D| = {work.low} to {work.high} ({drawn}), until the ends of its "
+        f"{100 * opts.confidence:g} % interval are within a factor of {opts.tolerance:g}"
     )
     if known:
-        click.echo(f"Known:   {len(known)} sizes are decided, with {work.trained_kimg():g} kimg of training")
-    to_do = f"at most {expected['runs']:.0f} runs{' more' if known else ''}, {expected['kimg']:g} kimg of training, "
-    to_do += f"{len(opts.seeds)} images per snapshot"
-    if not expected["runs"]:
-        to_do = "nothing is left to train"
-    click.echo(
-        f"Expect:  {'within this range ' if opts.expand else ''}{to_do}; a grid as fine: "
-        f"{expected['grid_runs']:.0f} runs, {expected['grid_kimg']:g} kimg"
-    )
+        click.echo(f"Known:   {len(known)} runs are finished, with {work.trained_kimg():g} kimg of training")
+    if work.plan.started or work.next_sizes():
+        click.echo(
+            f"Expect:  {MIN_RUNS} to {opts.max_runs} runs in all, the more the more seeds differ, most near EMM; "
+            f"each {kimg(work.low):g} (|D| = {work.low}) to {kimg(work.high):g} kimg (|D| = {work.high}) of training, "
+            f"and {len(opts.seeds)} images per snapshot"
+        )
+    else:
+        click.echo("Expect:  nothing is left to train" + (" within this range" if opts.expand else ""))
     click.echo(f"Logs:    {work.study.outdir / 'jobs'}")
 
 
 class SearchBar:
-    """One progress bar over the training that a search may need; lines are written above it."""
+    """One line of progress: the training of a search so far; other lines are written above it."""
 
     def __enter__(self) -> "SearchBar":
         self._bar = None
@@ -546,8 +548,8 @@ class SearchBar:
         done = work.trained_kimg()
         self._work = work
         self._bar = tqdm(
-            total=done + work.expected()["kimg"], initial=done, unit="kimg", leave=False, disable=None,
-            bar_format="{l_bar}{bar}| {n:.1f}/{total:g} kimg [{elapsed}{postfix}]",
+            total=None, initial=done, unit="kimg", leave=False, disable=None,
+            bar_format="{n:.1f} kimg [{elapsed}{postfix}]",
         )  # fmt: skip
 
     def write(self, text: str) -> None:

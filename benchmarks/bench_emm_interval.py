@@ -10,13 +10,12 @@ from collections.abc import Callable
 import click
 import numpy as np
 from scipy.interpolate import PchipInterpolator
-from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from memorization.stats.crossing import fit_crossing
+from memorization.stats.simulation import mean_crossing
 
 LEVEL = 0.9
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
 
 
 def _logistic(emm: float, slope: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -47,12 +46,9 @@ def curve(name: str) -> tuple[list[int], Callable[[np.ndarray], np.ndarray]]:
 
 
 def true_crossing(name: str, tau: float) -> float:
-    """log of the true EMM: where the mean over seeds of the ratio is at the level."""
+    """log of the true EMM of a curve of this module."""
     sizes, shape = curve(name)
-    weights = _WEIGHTS / _WEIGHTS.sum()
-    return brentq(
-        lambda x: float(weights @ expit(shape(x) + tau * _NODES)) - LEVEL, np.log(sizes[0]), np.log(sizes[-1])
-    )
+    return mean_crossing(shape, tau, LEVEL, sizes[0], sizes[-1])
 
 
 def draw(

@@ -647,7 +647,7 @@ def plan(content, words, line="emm search --source=data.zip --outdir=out --low=2
         content
         if isinstance(content, bytes)
         else json.dumps(
-            {"format": 1, "settings": {}, "decisions": [], "started": {}, "dropped": [], "result": None} | content
+            {"format": 2, "settings": {}, "decisions": [], "started": {}, "result": None} | content
         ).encode()
     )
     return {"out/plan.json": text}, line, words

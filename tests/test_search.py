@@ -1,11 +1,10 @@
-"""emm.py search: which sizes it asks for, what it writes down, and that it goes on where it was."""
+"""emm.py search: which sizes it asks for, how often its interval is right, and that it goes on where it was."""
 
 import json
 import math
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -13,44 +12,41 @@ import pytest
 import torch
 from builders import wait_for
 from conftest import ROOT
+from scipy.special import expit, logit
 
 import emm
-import mem_ratio
+from benchmarks import bench_search
 from dnnlib.locks import file_lock
-from memorization.curve.emm import emm_estimate
 from memorization.runs import read_run, trained_nimg
-from memorization.search.bisection import bracket, grid_sizes, next_sizes, worst_case
+from memorization.search.design import MIN_RUNS, bracket, candidates, fit, grid_of_same_precision, next_sizes, sides
 from memorization.search.executors import LocalExecutor, SubmititExecutor, last_words, visible_gpus
 from memorization.search.job import SearchJob
-from memorization.search.search import Plan, Range, Search, Study, choose_subset
-from memorization.stats.sequential import SequentialTest
+from memorization.search.search import Plan, Range, Search, Study, choose_subset, describe_result
+from memorization.stats.crossing import fit_crossing
 from training.dataset import ImageFolderDataset
 
-LOW, HIGH, LEVEL = 8, 128, 0.9
+LOW, HIGH, LEVEL, TRUE_EMM, SLOPE = 8, 128, 0.9, 31, 2.66
 
 
-def falling(size):
-    """A curve like that of the digits: EMM is where it crosses 90 %, near 30."""
-    return 1 / (1 + (size / 71) ** 2.66)
-
-
-TRUE_EMM = 71 * (1 / LEVEL - 1) ** (1 / 2.66)
+def falling(size, seed=None):
+    """A curve like that of the digits, whose seeds differ by a standard deviation of 0.2 of the logit."""
+    noise = 0 if seed is None else 0.2 * np.random.default_rng([seed, size]).normal()
+    return float(expit(logit(LEVEL) - SLOPE * math.log(size / TRUE_EMM) + noise))
 
 
 class FakeExecutor:
-    """Leaves what a finished run leaves; the ratio is a function of |D| alone. `die_at` raises instead of starting."""
+    """Leaves what a finished run leaves; the ratio is a function of |D| and seed. `die_at` raises, not starts."""
 
     interval = 0.01
 
-    def __init__(self, ratio, samples=1000, die_at=None, slow=()):
-        self.ratio, self.samples, self.die_at, self.slow = ratio, samples, die_at, slow
-        self.started, self.stopped, self.now, self.most = [], [], 0, 0
+    def __init__(self, ratio=falling, samples=1000, die_at=None):
+        self.ratio, self.samples, self.die_at = ratio, samples, die_at
+        self.started, self.now, self.most = [], 0, 0
 
     def start(self, path, known_id=None):
         if len(self.started) == self.die_at:
             raise KeyboardInterrupt
-        run = path.stem
-        size, seed = int(run.split("-")[1]), int(run.rpartition("seed")[2])
+        size, seed = int(path.stem.split("-")[1]), int(path.stem.rpartition("seed")[2])
         self.started.append((size, seed))
         self.now += 1
         self.most = max(self.most, self.now)
@@ -63,12 +59,11 @@ class FakeJob:
         self.status = None
 
     def poll(self):
-        if self.status is None and not (self.size in self.executor.slow and not all_others_done(self.executor)):
+        if self.status is None:
             self.finish(0)
         return self.status
 
     def stop(self):
-        self.executor.stopped.append(self.size)
         self.finish(75)
 
     def finish(self, status):
@@ -82,23 +77,10 @@ class FakeJob:
         if status == 0:
             options = {"dataset_kwargs": {"max_size": self.size}, "total_nimg": nimg}
             (folder / "training_options.json").write_text(json.dumps(options))
-            ratio = self.executor.ratio(self.size) if self.seed == 0 else self.executor.ratio(self.size, self.seed)
-            record = measured(ratio, self.executor.samples)
-            (folder / "mem_traj.jsonl").write_text(json.dumps({"kimg": self.size, **record}) + "\n")
-
-
-def all_others_done(executor):
-    return executor.now <= len(executor.slow)
-
-
-def measured(ratio, samples):
-    """The record of an adaptive measurement that draws exactly the expected number of memorized images."""
-    test = SequentialTest(LEVEL, 0.95)
-    while test.n < samples and test.verdict is None:
-        n = min(test.n + 50, samples)
-        test.update(round(ratio * n) - test.successes, n - test.n)
-    record = dict(num_memorized=test.successes, num_samples=test.n, ratio=test.successes / test.n, snapshot="x")
-    return dict(record, adaptive=dict(bar=LEVEL), sequential=test.summary(), seeds=f"0-{samples - 1}")
+            n = self.executor.samples
+            record = dict(kimg=self.size, num_memorized=round(self.executor.ratio(self.size, self.seed) * n))
+            record.update(num_samples=n, snapshot="x", seeds=f"0-{n - 1}")
+            (folder / "mem_traj.jsonl").write_text(json.dumps(record) + "\n")
 
 
 @pytest.fixture
@@ -108,7 +90,7 @@ def folder(tmp_path):
 
 def make_study(folder, **options):
     subset, largest = choose_subset("digits", "first")
-    return Study(outdir=folder, source="digits", subset=subset, largest=largest, duration=50, **options)
+    return Study(outdir=folder, source="digits", subset=subset, largest=largest, duration=50, images=1000, **options)
 
 
 def run_search(folder, executor, low=LOW, high=HIGH, study=None, **where):
@@ -127,140 +109,113 @@ def sizes(plan):
 # Which sizes.
 
 
-def test_bisection_finds_the_crossing(folder):
-    executor = FakeExecutor(falling)
+def test_search_finds_the_crossing(folder):
+    executor = FakeExecutor()
     found, plan, said = run_search(folder, executor)
-    a, b = bracket(plan.above)
-    assert a <= TRUE_EMM <= b and b / a <= 1.1
-    assert found.verdict == "at" and found.size == pytest.approx(TRUE_EMM, rel=0.03)
-    assert executor.started == [(size, 0) for size in sizes(plan)] and executor.most == 1
-    assert sizes(plan)[0] == 32  # the middle of 8 to 128 in log; it lies below 90 %, so 128 is not needed
-    assert LOW in sizes(plan) and HIGH not in sizes(plan)
+    result = plan.result
+    low, high = result["low"]["size"], result["high"]["size"]
+    assert found.verdict == "at" and low <= TRUE_EMM <= high and high / low <= 1.2 and result["as_asked"]
+    assert executor.started == [(size, seed) for seed, size in enumerate(sizes(plan))] and executor.most == 1
+    assert sizes(plan)[0] == 32 and HIGH not in sizes(plan)[4:]  # the middle of 8 to 128 in log
     assert said[0] == "Next: |D| = 32, the middle of 8 to 128 in log |D|."
-    assert any(line.startswith("|D| = 32: R_mem 89.") and "below 90 %" in line for line in said)
-    assert plan.result["bracket"] == [a, b] and plan.result["trained_kimg"] == sum(sizes(plan))
+    assert any("where a run tells most of EMM per training image" in line for line in said)
+    assert any(line.startswith("|D| = 32: R_mem ") and "EMM (90 %)" in line for line in said)
+    assert MIN_RUNS <= len(plan.decisions) == result["runs"] and result["trained_kimg"] == sum(sizes(plan))
+    assert 2 * result["trained_kimg"] < sum(result["grid"]["sizes"]) * result["grid"]["runs_per_size"]
+    words = describe_result(found, result)
+    assert words[0].startswith("EMM (90 %) ≈ ") and "90 % interval of EMM over images and training seeds" in words[1]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-@pytest.mark.parametrize("true_emm", [7, 8, 9, 22, 23, 50, 101, 127, 128, 500])
-def test_any_crossing_is_bracketed_within_the_bound(true_emm, count):
-    """For each EMM and number of jobs: the bracket holds it, and no more is tried than was announced."""
-    above, tried = {}, []
-    longest, largest = worst_case({}, LOW, HIGH, 1.1, count)
-    while batch := next_sizes(above, LOW, HIGH, 1.1, count):
-        assert len(batch) <= count and not set(batch) & set(tried) and all(LOW <= size <= HIGH for size in batch)
-        tried += batch
-        above.update({size: size <= true_emm for size in batch})
-    a, b = bracket(above)
-    if true_emm < LOW:
-        assert (a, b) == (None, LOW)
-    elif true_emm >= HIGH:
-        assert (a, b) == (HIGH, None)
-    else:
-        assert a <= true_emm < b and (b / a <= 1.1 or b == a + 1)
-    assert len(tried) <= len(longest) and sum(tried) <= sum(largest)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("true_emm", [9, 22, 50, 101])
+def test_sizes_gather_at_the_crossing(true_emm, count):
+    """First the crossing is bracketed; then the runs lie about it, and none is dearer than it needs to be."""
+    runs = []
+    while len(runs) < 12:
+        batch = next_sizes(runs, LOW, HIGH, images=1000, count=count)
+        assert 1 <= len(batch) <= count and batch == sorted(batch) and all(LOW <= size <= HIGH for size in batch)
+        p = [expit(logit(LEVEL) - SLOPE * math.log(size / true_emm)) for size in batch]
+        runs += [(size, round(1000 * q), 1000) for size, q in zip(batch, p)]
+    late = np.array([size for size, *_ in runs[6:]])
+    assert (late > true_emm / 3).all() and (late < 3.5 * true_emm).all()
+    a, b = bracket(sides(runs, LEVEL))
+    assert a <= true_emm <= b
+    assert math.exp(fit(runs, LEVEL).quantile(0.5)[0]) == pytest.approx(true_emm, rel=0.03)
 
 
-def test_bound_is_reached():
-    """The announced upper bound is not a guess: some EMM costs it."""
-    costs = []
-    for true_emm in range(LOW - 1, HIGH + 1):
-        above, tried = {}, []
-        while batch := next_sizes(above, LOW, HIGH, 1.1, 1):
-            tried += batch
-            above.update({size: size <= true_emm for size in batch})
-        costs.append((len(tried), sum(tried)))
-    longest, largest = worst_case({}, LOW, HIGH, 1.1, 1)
-    assert max(runs for runs, _ in costs) == len(longest) and max(images for _, images in costs) == sum(largest)
+def test_the_next_size_lowers_the_variance_by_most_per_image():
+    """Beside every other candidate: the same fit with one more run there, and the images that it takes."""
+    runs = [(size, round(1000 * falling(size)), 1000) for size in (8, 16, 32, 32, 64, 23)]
+    (chosen,) = next_sizes(runs, LOW, HIGH, images=1000)
+
+    def gain(size):
+        more = [*runs, (size, round(1000 * falling(size)), 1000)]
+        spread = [fit_crossing(*np.array(each).T, LEVEL, seed_sd=0.2).interval(0.9) for each in (runs, more)]
+        before, after = (float(high[0] - low[0]) for low, high in spread)
+        return math.log(before / after) / size
+
+    gains = {int(size): gain(int(size)) for size in candidates(LOW, HIGH)}
+    assert gains[chosen] > 0.7 * max(gains.values())
 
 
-@pytest.mark.parametrize(("low", "high", "tolerance"), [(8, 128, 1.1), (500, 8000, 1.05), (2, 5, 1.01), (10, 40, 2)])
-def test_grid_of_the_same_resolution(low, high, tolerance):
-    grid = grid_sizes(low, high, tolerance)
-    assert grid[0] == low and grid[-1] == high
-    for a, b in zip(grid, grid[1:]):
-        assert b == a + 1 or math.log(b / a) <= math.log(tolerance) + 1 / a  # up to rounding to whole numbers
-    coarser = math.ceil(math.log(high / low) / math.log(tolerance) - 1e-9) - 1
-    assert coarser == 0 or (high / low) ** (1 / coarser) > tolerance  # fewer points would not do
+def test_grid_of_the_same_precision():
+    """By the formula of the variance of a ratio of two regression coefficients, and by the fit itself."""
+    grid, runs = grid_of_same_precision(31, -SLOPE, 0.3, 8, 128, level=LEVEL, images=10_000, sd=0.03)
+    assert grid == [8, 16, 32, 64, 128] and runs > 2
+    rng = np.random.default_rng(0)
+    size = np.repeat(grid, runs).astype(float)
+    p = expit(logit(LEVEL) - SLOPE * np.log(size / 31) + 0.3 * rng.normal(size=(300, len(size))))
+    k = rng.binomial(10_000, p)
+    spread = fit_crossing(size, k, np.full(k.shape, 10_000), LEVEL, seed_sd=0.3).quantile(0.5).std()
+    assert 0.7 * 0.03 < spread < 1.2 * 0.03
+    assert grid_of_same_precision(31, -SLOPE, 0.3, 8, 128, level=LEVEL, images=10_000, sd=1)[1] == 2
+
+
+def test_the_interval_of_a_search_covers():
+    """30 simulated searches; benchmarks/bench_search.py has the whole table."""
+    rng, name = np.random.default_rng(0), "500 to 8000"
+    found = [bench_search.search(name, 0.2, 1000, rng, tolerance=1.2, confidence=0.9, max_runs=40) for _ in range(30)]
+    truth = bench_search.truth(name, 0.2)
+    assert np.mean([low <= truth <= high for low, high, _ in found]) >= 0.8
+    cost = np.mean([sum(size for size, *_ in runs) for *_, runs in found])
+    length = float(np.median([high - low for low, high, _ in found]))
+    assert cost < 0.5 * bench_search.grid(name, 0.2, 1000, length, 0.9, studies=10)[1]
 
 
 def test_never_crossing(folder, tmp_path):
-    found, plan, said = run_search(folder, FakeExecutor(lambda size: 0.99))
-    assert (found.verdict, found.size) == ("at least", HIGH) and sizes(plan) == [32, 128]
-    found, plan, _ = run_search(tmp_path / "below", FakeExecutor(lambda size: 0.2))
-    assert (found.verdict, found.size) == ("below", LOW) and sizes(plan) == [32, 8]
+    found, plan, said = run_search(folder, FakeExecutor(lambda size, seed: 0.99))
+    assert (found.verdict, found.size) == ("at least", HIGH) and sizes(plan)[:2] == [32, 128]
+    assert set(sizes(plan)[2:]) == {128} and len(plan.decisions) < MIN_RUNS
+    found, plan, _ = run_search(tmp_path / "below", FakeExecutor(lambda size, seed: 0.2))
+    assert (found.verdict, found.size) == ("below", LOW) and set(sizes(plan)[1:]) == {8}
+    assert "at the smallest size that was tried is below 90 %" in " ".join(describe_result(found, plan.result))
 
 
 def test_expand(tmp_path):
-    found, plan, _ = run_search(tmp_path / "up", FakeExecutor(falling), low=2, high=10, expand=True)
-    assert found.verdict == "at" and found.size == pytest.approx(TRUE_EMM, rel=0.04)
-    assert sizes(plan)[:4] == [4, 10, 20, 40]
-    found, plan, _ = run_search(tmp_path / "down", FakeExecutor(falling), low=64, high=256, expand=True)
-    assert found.verdict == "at" and found.size == pytest.approx(TRUE_EMM, rel=0.04)
-    assert sizes(plan)[:4] == [128, 64, 32, 16]
-    found, plan, _ = run_search(tmp_path / "all", FakeExecutor(lambda size: 1.0), low=500, high=1000, expand=True)
+    found, plan, _ = run_search(tmp_path / "up", FakeExecutor(), low=2, high=10, expand=True)
+    assert found.verdict == "at" and found.size == pytest.approx(TRUE_EMM, rel=0.2)
+    found, plan, _ = run_search(tmp_path / "down", FakeExecutor(), low=64, high=256, expand=True)
+    assert found.verdict == "at" and found.size == pytest.approx(TRUE_EMM, rel=0.2)
+    found, plan, _ = run_search(tmp_path / "all", FakeExecutor(lambda size, seed: 1.0), low=500, high=1000, expand=True)
     assert (found.verdict, found.size) == ("at least", 1797)  # all that the source has
-    found, plan, _ = run_search(tmp_path / "none", FakeExecutor(lambda size: 0.0), low=5, high=20, expand=True)
+    found, plan, _ = run_search(tmp_path / "none", FakeExecutor(lambda size, seed: 0.0), low=5, high=20, expand=True)
     assert (found.verdict, found.size) == ("below", 2)  # d1 / d2 needs two images
 
 
-def test_a_curve_that_rises_again(folder):
-    """Between the ends of the bracket the curve does cross the level, and the end below is the next measured one."""
-
-    def bumpy(size):
-        return 0.97 if size < 12 or 20 <= size < 40 else 0.6
-
-    found, plan, _ = run_search(folder, FakeExecutor(bumpy))
-    a, b = bracket(plan.above)
-    assert b / a <= 1.1 and bumpy(a) >= LEVEL > bumpy(b) and a <= found.size <= b
+def test_what_the_seeds_do_not_carry_is_said(folder):
+    """A tolerance that is finer than the runs allow: the interval is what it is, and the words say so."""
+    found, plan, _ = run_search(folder, FakeExecutor(), tolerance=1.01, max_runs=9)
+    low, high = plan.result["low"]["size"], plan.result["high"]["size"]
+    assert len(plan.decisions) == 9 and not plan.result["as_asked"] and high / low > 1.01
+    assert "--max-runs=9 runs do not carry --tolerance=1.01" in describe_result(found, plan.result)[-1]
 
 
-def test_noise_moves_emm_by_little(tmp_path):
-    for case in range(5):
-
-        def noisy(size, case=case):
-            return min(max(falling(size) + 0.02 * math.sin(7.3 * size + 11 * case), 0), 1)
-
-        found, _, _ = run_search(tmp_path / str(case), FakeExecutor(noisy))
-        assert found.size == pytest.approx(TRUE_EMM, rel=0.2)  # 2 % of R_mem are 10 % of |D| on this curve
-
-
-def test_undecided_sizes_go_by_their_estimate(folder):
-    """At |D| = 32 the ratio is the bar within what 200 images can tell: the estimate decides, and the plan says so."""
-
-    def close(size):
-        return 0.905 if size == 32 else 1.0 if size < 32 else 0.2
-
-    found, plan, said = run_search(folder, FakeExecutor(close, samples=200))
-    assert plan.decision(32)["above"] and not plan.decision(32)["certain"]
-    assert not plan.result["certain"] and bracket(plan.above)[0] == 32
-    assert any("at least 90 %, by the estimate alone" in line for line in said)
-    assert 32 <= found.size <= 35.2
-
-
-def test_several_seeds_per_size(folder):
-    """Runs on both sides of the level: their mean decides."""
-
-    def by_seed(size, seed=0):
-        return min(falling(size) + (0.05 if seed else -0.05), 0.99)
-
-    study = make_study(folder, runs_per_size=2)
-    found, plan, said = run_search(folder, FakeExecutor(by_seed), study=study, jobs=2)
-    assert all(len(decision["runs"]) == 2 for decision in plan.decisions)
-    assert found.size == pytest.approx(TRUE_EMM, rel=0.1)
-    assert not plan.result["certain"] and any("(mean of " in line for line in said)
-
-
-def test_jobs_cut_the_bracket_into_parts(folder):
-    """Three at a time; what an answer makes needless is stopped and not decided."""
-    executor = FakeExecutor(falling, slow=(64,))
+def test_jobs_at_a_time(folder):
+    executor = FakeExecutor()
     found, plan, said = run_search(folder, executor, jobs=3)
-    assert sorted(size for size, _ in executor.started[:3]) == [16, 32, 64] and executor.most == 3
-    assert executor.stopped == [64] and plan.dropped == [64] and 64 not in sizes(plan)
-    assert "Given up: |D| = 64, which can no longer be EMM." in said
-    assert found.size == pytest.approx(TRUE_EMM, rel=0.03) and plan.started == {}
-    a, b = bracket(plan.above)
-    assert b / a <= 1.1
+    assert executor.most == 3 and sorted(size for size, _ in executor.started[:3]) == [16, 32, 64]
+    assert len({seed for _, seed in executor.started}) == len(executor.started)  # each run has a seed of its own
+    assert found.size == pytest.approx(TRUE_EMM, rel=0.2) and plan.started == {}
 
 
 # ----------------------------------------------------------------------------
@@ -269,33 +224,33 @@ def test_jobs_cut_the_bracket_into_parts(folder):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_continues_after_a_kill_at_each_decision(tmp_path, jobs):
-    whole = FakeExecutor(falling)
+    whole = FakeExecutor()
     found, plan, _ = run_search(tmp_path / "whole", whole, jobs=jobs)
     for die_at in range(len(whole.started)):
         folder = tmp_path / str(die_at)
-        first = FakeExecutor(falling, die_at=die_at)
+        first = FakeExecutor(die_at=die_at)
         with pytest.raises(KeyboardInterrupt):
             run_search(folder, first, jobs=jobs)
-        second = FakeExecutor(falling)
+        second = FakeExecutor()
         again, continued, said = run_search(folder, second, jobs=jobs)
-        assert again == found and continued.above == plan.above
-        finished = [key for key in first.started if key[0] not in [size for size, _ in second.started]]
+        assert again == found and sizes(continued) == sizes(plan)
+        finished = [key for key in first.started if key not in second.started]
         assert sorted([*finished, *second.started]) == sorted(whole.started)
         assert len(first.started) - len(finished) < jobs  # only what was under way is started once more
-    third = FakeExecutor(falling)
+    third = FakeExecutor()
     assert run_search(tmp_path / "whole", third, jobs=jobs)[0] == found and third.started == []
 
 
 def test_continues_after_a_kill_before_the_first_run(folder, monkeypatch):
-    def prepare(self, size):
+    def prepare(self, run, size):
         (self.outdir / "data").mkdir(parents=True)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Study, "prepare", prepare)
-        run_search(folder, FakeExecutor(falling))
-    found, *_ = run_search(folder, FakeExecutor(falling))
-    assert found.size == pytest.approx(TRUE_EMM, rel=0.03)
+        run_search(folder, FakeExecutor())
+    found, *_ = run_search(folder, FakeExecutor())
+    assert found.size == pytest.approx(TRUE_EMM, rel=0.2)
 
 
 def test_known_job_is_handed_over(folder):
@@ -322,23 +277,22 @@ def test_known_job_is_handed_over(folder):
 
     known = []
     with pytest.raises(KeyboardInterrupt):
-        run_search(folder, Queue(falling))
-    run_search(folder, Queue(falling))
+        run_search(folder, Queue())
+    run_search(folder, Queue())
     assert known[:2] == [None, "4711"] and set(known[2:]) == {None}
 
 
 def test_range_and_tolerance_may_change(folder):
-    _, plan, _ = run_search(folder, FakeExecutor(falling), tolerance=2)
+    _, plan, _ = run_search(folder, FakeExecutor(), tolerance=1.5)
     known = sizes(plan)
-    executor = FakeExecutor(falling)
-    found, plan, _ = run_search(folder, executor, low=4, high=64, tolerance=1.05)
-    a, b = bracket(plan.above)
-    assert b / a <= 1.05 or b == a + 1
-    assert not {size for size, _ in executor.started} & set(known) and sizes(plan)[: len(known)] == known
+    executor = FakeExecutor()
+    found, plan, _ = run_search(folder, executor, low=4, high=64, tolerance=1.01, max_runs=10, confidence=0.8)
+    assert len(plan.decisions) == 10 and plan.result["confidence"] == 0.8
+    assert sizes(plan)[: len(known)] == known and [seed for _, seed in executor.started][0] == len(known)
 
 
 def test_other_settings_are_refused(folder):
-    run_search(folder, FakeExecutor(falling))
+    run_search(folder, FakeExecutor())
     before = (folder / "plan.json").read_bytes()
     for change, words in [
         (dict(train_options=("--lr=1",)), "another train_options (, now --lr=1)"),
@@ -346,7 +300,7 @@ def test_other_settings_are_refused(folder):
         (dict(seed=3, nproc=2), "another nproc (1, now 2), another seed (0, now 3)"),
     ]:
         with pytest.raises(ValueError, match="give the options that it began with") as err:
-            run_search(folder, FakeExecutor(falling), study=make_study(folder, **change))
+            run_search(folder, FakeExecutor(), study=make_study(folder, **change))
         assert words in str(err.value)
     assert (folder / "plan.json").read_bytes() == before
 
@@ -355,20 +309,24 @@ def test_foreign_files_are_refused(folder):
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds something else than a search"):
-        run_search(folder, FakeExecutor(falling))
+        run_search(folder, FakeExecutor())
     (folder / "notes.txt").unlink()
-    for content in ["", "[]", '{"format": 2}', '{"format": 1, "settings": {}}']:
+    for content in ["", "[]", '{"format": 3}', '{"format": 2, "settings": {}}']:
         (folder / "plan.json").write_text(content)
         with pytest.raises(ValueError, match="is no plan of this project"):
-            run_search(folder, FakeExecutor(falling))
+            run_search(folder, FakeExecutor())
+    (folder / "plan.json").write_text('{"format": 1, "settings": {}, "decisions": [], "started": {}}')
+    with pytest.raises(ValueError, match="is of a search by an earlier version.*name a new folder"):
+        run_search(folder, FakeExecutor())
 
 
-def test_result_agrees_with_the_curve(folder):
+def test_the_curve_reads_the_same_runs(folder):
     """`emm.py curve` reads the same points from the run folders."""
-    found, plan, _ = run_search(folder, FakeExecutor(falling))
-    points = [read_run(run) for run in sorted((folder / "runs").iterdir())]
-    assert {p.size: p.ratio for p in points} == {d["size"]: d["ratio"] for d in plan.decisions}
-    assert emm_estimate([p.size for p in points], [p.ratio for p in points], LEVEL) == found
+    found, plan, _ = run_search(folder, FakeExecutor())
+    points = [read_run(run) for run in (folder / "runs").iterdir()]
+    assert sorted((p.size, p.ratio) for p in points) == sorted((d["size"], d["ratio"]) for d in plan.decisions)
+    measured = np.array([(p.size, p.num_memorized, p.num_samples) for p in points]).T
+    assert math.exp(fit_crossing(*measured, LEVEL).quantile(0.5)[0]) == pytest.approx(found.size, rel=0.01)
 
 
 # ----------------------------------------------------------------------------
@@ -391,7 +349,7 @@ def test_training_sets_are_nested(tmp_path):
     assert (subset, largest) == ("balanced", 1740)  # 174 of the rarest digit
     study, sets = Study(outdir=tmp_path, source="digits", subset=subset, largest=largest), {}
     for size in (12, 13):
-        study.prepare(size)
+        study.prepare(study.run(size, 0), size)
         data = ImageFolderDataset(str(tmp_path / "data" / f"digits-{size}.zip"), use_labels=True)
         assert np.bincount(data.labels()).tolist() == [2] * (size - 10) + [1] * (20 - size)
         sets[size] = {image.tobytes() for image in data.images()}
@@ -581,9 +539,15 @@ def options(outdir, *flags, train=("--duration=4",), low=4, high=5):
 
 def test_dry_run_writes_nothing(tmp_path, run_cli):
     result = run_cli(emm.main, options(tmp_path / "s", "-n", low=8, high=128, train=["--duration=60"]))
-    assert "at most 7 runs, 649.2 kimg of training" in result.stdout
-    assert "a grid as fine: 31 runs, 1641.6 kimg" in result.stdout
+    assert "until the ends of its 90 % interval are within a factor of 1.2" in result.stdout
+    assert "Expect:  8 to 40 runs in all" in result.stdout
+    assert "each 9.6 (|D| = 8) to 153.6 kimg (|D| = 128) of training, and 64 images per snapshot" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_benchmark(run_cli):
+    result = run_cli(bench_search.main, ["--searches=2", "--images=1000", "--tau=0.1"])
+    assert len([line for line in result.output.splitlines() if "| 0.1 |" in line]) == 2
 
 
 @pytest.mark.parametrize(
@@ -659,15 +623,3 @@ def test_failed_job_is_one_line(tmp_path, run_cli):
     result = run_cli(emm.main, options(tmp_path / "s", train=["--batch-gpu=3"]), code=1)
     assert "The job of |D| = 4 has failed (exit status 1): --batch-gpu=3 does not divide" in result.stderr
     assert "jobs/digits-4-seed0.log" in result.stderr
-
-
-def test_older_snapshots_are_left_out(run_cli):
-    """mem_ratio.py --until-above: newest first, up to the first that is above the bar."""
-    verdicts = {"newest": "below", "middle": "above", "oldest": "below"}
-    evaluator, seen = SimpleNamespace(records={}), []
-    for subject in mem_ratio.first_above([SimpleNamespace(name=name) for name in verdicts], evaluator):
-        seen.append(subject.name)
-        evaluator.records[subject.name] = {"sequential": {"verdict": verdicts[subject.name]}}
-    assert seen == ["newest", "middle"]
-    result = run_cli(mem_ratio.main, ["--expdir=x", "--knn-ref=y", "--until-above"], code=2)
-    assert "--until-above needs --adaptive" in result.stderr

@@ -181,6 +181,8 @@ def _plans(study: StudyFolder) -> Html | None:
 
 def _plan(name: str, plan: dict[str, Any]) -> Html:
     """The decisions of a search, in their order, and what it found."""
+    if plan.get("format") != 1:
+        return _plan_of_runs(name, plan)
     rows = []
     for i, decision in enumerate(d for d in plan["decisions"] if isinstance(d, dict)):
         ratio, bracket, runs = (decision.get(key) for key in ("ratio", "bracket", "runs"))
@@ -210,6 +212,46 @@ def _plan(name: str, plan: dict[str, Any]) -> Html:
         *(tag("p", text) for text in words),
         tag("details", tag("summary", f"Settings of {name}"), table(["setting", "value"], known)),
     )
+
+
+def _plan_of_runs(name: str, plan: dict[str, Any]) -> Html:
+    """The same of a search that decides by a fit to all runs."""
+    rows = []
+    for i, decision in enumerate(d for d in plan["decisions"] if isinstance(d, dict)):
+        ratio, emm = decision.get("ratio"), decision.get("emm")
+        emm = emm if isinstance(emm, dict) else {}
+        rows.append(
+            [
+                i + 1,
+                _show(decision.get("size")),
+                _show(decision.get("why")),
+                _percent(ratio) if isinstance(ratio, int | float) else "–",
+                _show(decision.get("images")),
+                _end(emm.get("estimate")),
+                f"{_end(emm.get('low'))} – {_end(emm.get('high'))}",
+            ]
+        )
+    head = ["", "|D|", "why this size", "R_mem %", "images", "then EMM is", "interval"]
+    result = plan.get("result")
+    words = "The search has not ended."
+    if isinstance(result, dict) and isinstance(result.get("confidence"), int | float):
+        words = f"Found: EMM {_end(result | {'size': result.get('emm')})}, {100 * result['confidence']:g} % interval "
+        words += f"{_end(result.get('low'))} – {_end(result.get('high'))} over images and training seeds"
+        words += "." if result.get("as_asked") else "; it is wider than was asked for."
+    settings = plan.get("settings") if isinstance(plan.get("settings"), dict) else {}
+    known = [(tag("code", key), tag("code", _show(value))) for key, value in settings.items()]
+    return join(
+        table(head, rows, numeric=(0, 1, 3), caption=name),
+        tag("p", words),
+        tag("details", tag("summary", f"Settings of {name}"), table(["setting", "value"], known)),
+    )
+
+
+def _end(emm: Any) -> str:
+    """An estimate of EMM, or an end of its interval, as a plan has it."""
+    size, verdict = (emm.get("size"), emm.get("verdict")) if isinstance(emm, dict) else (None, None)
+    known = isinstance(size, int | float) and verdict in ("at", "below", "at least")
+    return Emm(size, verdict, 0.9).place if known else "–"
 
 
 def _between(low: Any, high: Any) -> str:

@@ -1,4 +1,4 @@
-"""Search for EMM: train and measure only the sizes that a bisection asks for, and write down every decision."""
+"""Search for EMM: train and measure the sizes that tell most until its interval is narrow; note every decision."""
 
 import contextlib
 import datetime
@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.special import ndtri
+
 from dataset_utils.convert import source_sha256, write_dataset
 from dataset_utils.sources import is_builtin, open_source
 from dataset_utils.subsets import balanced, class_members
 from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write, script_path
-from memorization.curve.emm import Emm, emm_estimate
+from memorization.curve.emm import Emm, emm_at
 from memorization.runs import read_run, trained_nimg
-from memorization.search.bisection import bracket, grid_sizes, next_sizes, worst_case
+from memorization.search.design import MIN_RUNS, bracket, fit, grid_of_same_precision, next_sizes, sides
 from memorization.search.executors import Executor, Job, last_words
 from memorization.search.job import is_trained
+from memorization.stats.bootstrap import optimism
 from memorization.stats.intervals import wilson_interval
 
-PLAN, LOCK, FORMAT_VERSION = "plan.json", ".search.lock", 1
+PLAN, LOCK, FORMAT_VERSION = "plan.json", ".search.lock", 2
 
 
 # ----------------------------------------------------------------------------
@@ -84,30 +88,29 @@ class Study:
     source_sha256: str = ""  # of `digest_source`
     train_options: tuple[str, ...] = ()  # of train.py, but for data, output folder, seed and device
     duration: float = 200  # the one among them: images / (20 |D|)
-    seed: int = 0  # of the first run of each size; the others count on from it
-    runs_per_size: int = 1
+    seed: int = 0  # of the first run; each further run of the search has the next one
     measure_options: tuple[str, ...] = ()  # of mem_ratio.py, but for those that the search decides
-    seeds: str = "0-9999"  # images to generate at most, as a list for mem_ratio.py
+    seeds: str = "0-9999"  # images to generate of each snapshot, as a list for mem_ratio.py
+    images: int = 10_000  # how many that are
     level: float = 0.9
-    confidence: float = 0.95  # of the adaptive measurement of a snapshot
     nproc: int = 1  # processes of a run
     device: str = "auto"
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of a run; the plan holds it, and another one is refused."""
         source = self.source if is_builtin(self.source) else str(Path(self.source).resolve())
-        kept = ("subset", "train_options", "seed", "runs_per_size", "measure_options", "seeds", "level", "confidence")
+        kept = ("subset", "train_options", "seed", "measure_options", "seeds", "level")
         values = {key: getattr(self, key) for key in ("source_sha256", *kept)}
         return _plain({"source": source, "images": self.largest, **values, "nproc": self.nproc})
 
     def kimg(self, size: int) -> float:
-        """Thousands of training images that the runs of one size take; see train.py."""
-        return self.runs_per_size * max(20 * self.duration * size, 1000) / 1000
+        """Thousands of training images that a run of this size takes; see train.py."""
+        return max(20 * self.duration * size, 1000) / 1000
 
-    def runs(self, size: int) -> list[str]:
-        """Names of the runs of one size."""
+    def run(self, size: int, number: int) -> str:
+        """Name of the run of this size that is the search's `number`th, from 0."""
         name = Path(self.source.rpartition(":")[2]).name.split(".")[0] or "images"
-        return [f"{name}-{size}-seed{self.seed + i}" for i in range(self.runs_per_size)]
+        return f"{name}-{size}-seed{self.seed + number}"
 
     def run_dir(self, run: str) -> Path:
         return self.outdir / "runs" / run
@@ -115,26 +118,20 @@ class Study:
     def job_file(self, run: str) -> Path:
         return self.outdir / "jobs" / f"{run}.json"
 
-    def prepare(self, size: int) -> None:
-        """Write the dataset of one size and the job files of its runs."""
-        data = self.outdir / "data" / f"{self.runs(size)[0].rpartition('-seed')[0]}.zip"
+    def prepare(self, run: str, size: int) -> None:
+        """Write the dataset and the job file of a run."""
+        name, _, seed = run.rpartition("-seed")
+        data = self.outdir / "data" / f"{name}.zip"
         if not data.exists():
             with open_source(self.source) as images:
                 chosen = balanced(images.labels, size, uneven=True) if self.subset == "balanced" else range(size)
                 write_dataset(images.select(chosen), data, quiet=True)
-        for i, run in enumerate(self.runs(size)):
-            train = [*self._script("train.py"), f"--outdir={self.run_dir(run)}", "--nosubdir", f"--data={data}"]
-            train += [f"--device={self.device}", *self.train_options, f"--seed={self.seed + i}", "--resume=latest"]
-            measure = [*self._script("mem_ratio.py"), f"--expdir={self.run_dir(run)}", f"--knn-ref={data}"]
-            measure += [
-                f"--seeds={self.seeds}",
-                f"--adaptive={self.level}",
-                f"--confidence={self.confidence}",
-                "--until-above",
-            ]
-            measure += [f"--device={self.device}", *self.measure_options]
-            with atomic_write(self.job_file(run), "w") as file:
-                json.dump(dict(run_dir=str(self.run_dir(run)), train=train, measure=measure), file, indent=2)
+        train = [*self._script("train.py"), f"--outdir={self.run_dir(run)}", "--nosubdir", f"--data={data}"]
+        train += [f"--device={self.device}", *self.train_options, f"--seed={seed}", "--resume=latest"]
+        measure = [*self._script("mem_ratio.py"), f"--expdir={self.run_dir(run)}", f"--knn-ref={data}"]
+        measure += [f"--seeds={self.seeds}", f"--device={self.device}", *self.measure_options]
+        with atomic_write(self.job_file(run), "w") as file:
+            json.dump(dict(run_dir=str(self.run_dir(run)), train=train, measure=measure), file, indent=2)
 
     def _script(self, name: str) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.nproc}"]
@@ -147,7 +144,9 @@ class Range:
 
     low: int
     high: int
-    tolerance: float = 1.1  # the search ends at high / low <= tolerance
+    tolerance: float = 1.2  # the search ends when the interval's ends have at most this quotient
+    confidence: float = 0.9  # of the interval
+    max_runs: int = 40  # or when there are as many runs
     jobs: int = 1  # runs at a time
     expand: bool = False  # look beyond the ends where EMM is not between them
 
@@ -161,10 +160,9 @@ class Plan:
 
     Attributes
     ----------
-    decisions : one dict per decided size, in the order of the decisions: size, above (bool), certain (bool),
-        ratio, runs (one dict each), why (text), bracket (afterwards), time.
-    started : {size: {run: id of its job}} of sizes that are begun and not decided.
-    dropped : sizes that were begun, and given up when another decision made them needless.
+    decisions : one dict per finished run, in the order of the decisions: size, run (name), ratio, num_memorized,
+        num_samples, optimism, kimg, images, nimg, why (text), emm (low, estimate and high afterwards), time.
+    started : {run: {size, job (its id, or None), why}} of runs that are begun and not finished.
     result : what was found, or None.
 
     Raises
@@ -176,40 +174,51 @@ class Plan:
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path, self.settings = path, settings
         self.decisions: list[dict[str, Any]] = []
-        self.started: dict[int, dict[str, str]] = {}
-        self.dropped: list[int] = []
+        self.started: dict[str, dict[str, Any]] = {}
         self.result: dict[str, Any] | None = None
         if path.exists():
             self._read()
         elif path.parent.exists() and any(p.name != LOCK for p in path.parent.iterdir()):
             raise ValueError(f'"{path.parent}" holds something else than a search; name a new folder for it.')
 
-    def decision(self, size: int) -> dict[str, Any]:
-        """The decision on a size."""
-        return next(decision for decision in self.decisions if decision["size"] == size)
+    @property
+    def measured(self) -> list[tuple[int, float, int]]:
+        """|D|, memorized and all images of each finished run."""
+        return [(d["size"], d["num_memorized"], d["num_samples"]) for d in self.decisions]
 
     @property
-    def above(self) -> dict[int, bool]:
-        """Decided sizes: True where R_mem is at or above the level."""
-        return {decision["size"]: decision["above"] for decision in self.decisions}
+    def lowered(self) -> list[tuple[int, float, int]]:
+        """The same, without the expected excess of the highest of several snapshots."""
+        return [
+            (d["size"], max(d["num_memorized"] - d["optimism"] * d["num_samples"], 0), d["num_samples"])
+            for d in self.decisions
+        ]
 
     def save(self) -> None:
         with atomic_write(self.path, "w") as file:
             content = dict(format=FORMAT_VERSION, settings=self.settings, decisions=self.decisions)
-            json.dump(dict(content, started=self.started, dropped=self.dropped, result=self.result), file, indent=2)
+            json.dump(dict(content, started=self.started, result=self.result), file, indent=2)
 
     def _read(self) -> None:
+        old = False
         try:
             content = parse_json(self.path.read_bytes())
+            old = content["format"] == 1
             if content["format"] != FORMAT_VERSION:
                 raise ValueError
-            self.decisions, self.dropped, self.result = (content[key] for key in ("decisions", "dropped", "result"))
-            self.started = {int(size): jobs for size, jobs in content["started"].items()}
+            self.decisions, self.started, self.result = (content[key] for key in ("decisions", "started", "result"))
             known = content["settings"]
-            kinds = [(known, dict), (self.dropped, list), *((jobs, dict) for jobs in self.started.values())]
+            kinds = [(known, dict), (self.started, dict), *((job, dict) for job in self.started.values())]
             if not all(isinstance(value, kind) for value, kind in kinds) or not all(map(_is_decision, self.decisions)):
                 raise ValueError
+            if not all(type(job["size"]) is int for job in self.started.values()):
+                raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
+            if old:
+                raise ValueError(
+                    f'"{self.path}" is of a search by an earlier version, whose runs were measured only until a side '
+                    "was clear; name a new folder, or delete this one."
+                ) from None
             raise ValueError(f'"{self.path}" is no plan of this project in format {FORMAT_VERSION}.') from None
         differ = [
             f"{key} ({_show(known.get(key))}, now {_show(self.settings.get(key))})"
@@ -228,7 +237,7 @@ class Plan:
 
 
 class Search:
-    """A search that can be interrupted at any time, and called again.
+    """A search that can be interrupted at any time, and called again; see `memorization.search.design` for its sizes.
 
     Parameters
     ----------
@@ -249,29 +258,44 @@ class Search:
         progress: Callable[[list[str]], Any] = lambda _: None,
     ):
         self.study, self.plan, self.executor, self.report, self.progress = study, plan, executor, report, progress
-        self.low, self.high, self.tolerance, self.expand = where.low, where.high, where.tolerance, where.expand
-        self.jobs, self.count = where.jobs, max(where.jobs // study.runs_per_size, 1)
-        self._running: dict[tuple[int, str], Job] = {}
+        self.where, self.low, self.high = where, where.low, where.high
+        self._running: dict[str, Job] = {}
 
     def next_sizes(self) -> list[int]:
-        """The sizes to work on now: those that are begun, else those that the bisection asks for."""
-        a, b = bracket(self.plan.above)
-        begun = [s for s in self.plan.started if (a is None or s > a) and (b is None or s < b)]
-        return sorted(begun) or next_sizes(self.plan.above, self.low, self.high, self.tolerance, self.count)
-
-    def expected(self) -> dict[str, float]:
-        """Upper bounds of what is still to do (`runs`, `kimg`), and the same for a grid of the same resolution."""
-        longest, largest = worst_case(self.plan.above, self.low, self.high, self.tolerance, self.count)
-        grid = grid_sizes(self.low, self.high, self.tolerance)
-        return dict(
-            runs=len(longest) * self.study.runs_per_size,
-            kimg=sum(map(self.study.kimg, largest)),
-            grid_runs=len(grid) * self.study.runs_per_size,
-            grid_kimg=sum(map(self.study.kimg, grid)),
+        """The sizes of the next runs, ascending; [] when the search is over."""
+        runs, where = self.plan.measured, self.where
+        room = where.max_runs - len(runs)
+        if runs and (self.found() or room < 1):
+            return []
+        return next_sizes(
+            runs, self.low, self.high, level=self.study.level, images=self.study.images, count=min(where.jobs, room)
         )
 
+    def interval(self) -> tuple[float, float, float]:
+        """log EMM by the runs so far, with the ends of its interval: low, estimate, high; infinite where open."""
+        level, confidence = self.study.level, self.where.confidence
+        fitted = fit(self.plan.measured, level)
+        middle = float(fitted.quantile(0.5)[0])
+        low = float(fit(self.plan.lowered, level).interval(confidence)[0][0])
+        return min(low, middle), middle, max(float(fitted.interval(confidence)[1][0]), middle)
+
+    def found(self) -> bool:
+        """Whether EMM is known as well as asked for, or known to lie outside of the range."""
+        runs = self.plan.measured
+        a, b = bracket(sides(runs, self.study.level))
+        end = self.low if a is None else self.high
+        if a is None or b is None:
+            fitted = fit(runs if a is None else self.plan.lowered, self.study.level)
+            below = float(fitted.below(np.log([end]))[0])
+            sure = below if a is None else 1 - below
+            return sum(size == end for size, *_ in runs) > 1 and sure >= self.where.confidence
+        if len(runs) < MIN_RUNS:
+            return False
+        low, _, high = self.interval()
+        return math.isfinite(low) and math.isfinite(high) and high - low <= math.log(self.where.tolerance)
+
     def run(self) -> Emm:
-        """Search until EMM is found; return it.
+        """Search until EMM is found, or there are as many runs as allowed; return it.
 
         An exception, KeyboardInterrupt included, first lets the jobs at work save their state.
 
@@ -282,8 +306,8 @@ class Search:
         """
         with _terminate_as_interrupt():
             try:
-                while sizes := self.next_sizes() or self._beyond():
-                    self._work_on(sizes)
+                while self.plan.started or (sizes := self.next_sizes() or self._beyond()):
+                    self._work_on([] if self.plan.started else sizes)
             finally:
                 self._stop_all()
         return self._conclude()
@@ -295,97 +319,105 @@ class Search:
 
     def _beyond(self) -> list[int]:
         """With `expand`, the sizes to try once EMM is known to lie outside of the range: half, or twice."""
-        a, b = bracket(self.plan.above)
-        if not self.expand or (a is not None and b is not None):
+        a, b = bracket(sides(self.plan.measured, self.study.level))
+        if (
+            not self.where.expand
+            or (a is not None and b is not None)
+            or len(self.plan.decisions) >= self.where.max_runs
+        ):
             return []
         if a is None:
-            self.low = max(b // 2, 2)
+            self.low = max(self.low // 2, 2)
         else:
-            self.high = min(2 * a, self.study.largest)
-        return self.next_sizes()
+            self.high = min(2 * self.high, self.study.largest)
+        return [] if self.found() else self.next_sizes()
 
     def _work_on(self, sizes: list[int]) -> None:
-        """Train and measure these sizes, and decide each as soon as its runs are done."""
-        why = self._reason(sizes)
-        waiting = [(size, run) for size in sizes for run in self.study.runs(size)]
-        for size in sizes:
-            self.plan.started.setdefault(size, {})
-        self.plan.result = None
-        self.plan.save()  # first of all: a folder without a plan is taken for something else
-        for size in sizes:
-            self.study.prepare(size)
-        self.report(f"Next: |D| = {', '.join(map(str, sizes))}, {why}.")
+        """Train and measure runs of these sizes, after those that are begun."""
+        plan = self.plan
+        if plan.started:
+            why = "which was begun before" if len(plan.started) == 1 else "which were begun before"
+        else:
+            why = self._reason(sizes)
+            for number, size in enumerate(sizes, start=len(plan.decisions)):
+                plan.started[self.study.run(size, number)] = dict(size=size, job=None, why=why)
+        plan.result = None
+        plan.save()  # first of all: a folder without a plan is taken for something else
+        self.report(f"Next: |D| = {', '.join(str(job['size']) for job in plan.started.values())}, {why}.")
+        waiting = list(plan.started)
         while waiting or self._running:
-            while waiting and len(self._running) < self.jobs:
-                size, run = waiting.pop(0)
-                known = self.plan.started[size].get(run)
-                job = self._running[size, run] = self.executor.start(self.study.job_file(run), known)
-                self.plan.started[size][run] = job.id
-                self.plan.save()
-            ended = {key: status for key, job in self._running.items() if (status := job.poll()) is not None}
-            for (size, run), status in ended.items():
-                del self._running[size, run]
-                if size not in self.plan.started:
-                    continue  # it was given up
+            while waiting and len(self._running) < self.where.jobs:
+                run = waiting.pop(0)
+                self.study.prepare(run, plan.started[run]["size"])
+                self._running[run] = self.executor.start(self.study.job_file(run), plan.started[run]["job"])
+                plan.started[run]["job"] = self._running[run].id
+                plan.save()
+            ended = {run: status for run, job in self._running.items() if (status := job.poll()) is not None}
+            for run, status in ended.items():
+                del self._running[run]
                 if status != 0:
-                    raise ValueError(self._failure(run, size, status))
-                if not any(s == size for s, _ in [*self._running, *waiting]):
-                    self._decide(size, why)
-                    waiting = [(s, r) for s, r in waiting if s in self.plan.started]
+                    raise ValueError(self._failure(run, plan.started[run]["size"], status))
+                self._decide(run)
             if not ended:
-                self.progress([self._doing(run) for _, run in self._running])
+                self.progress([self._doing(run) for run in self._running])
                 time.sleep(self.executor.interval)
 
-    def _decide(self, size: int, why: str) -> None:
-        """Put a size above or below the level, by its finished runs, and give up sizes that this makes needless."""
-        runs = [run_outcome(self.study.run_dir(run), self.study.level) for run in self.study.runs(size)]
-        ratio = math.fsum(run["ratio"] for run in runs) / len(runs)
-        verdicts = {run["verdict"] for run in runs}
-        certain = len(verdicts) == 1 and verdicts != {"undecided"}
-        above = verdicts == {"above"} if certain else ratio >= self.study.level
-        del self.plan.started[size]
-        decision = dict(size=size, above=above, certain=certain, ratio=ratio, runs=runs, why=why)
+    def _decide(self, run: str) -> None:
+        """Take a finished run into the fit, and say what is known now."""
+        outcome = run_outcome(self.study.run_dir(run))
+        begun = self.plan.started.pop(run)
+        decision = dict(size=begun["size"], **outcome, why=begun["why"])
         self.plan.decisions.append(decision)
-        a, b = bracket(self.plan.above)
-        decision.update(bracket=[a, b], time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-        needless = [s for s in self.plan.started if (a is not None and s < a) or (b is not None and s > b)]
-        for each in needless:
-            del self.plan.started[each]
-            self.plan.dropped.append(each)
+        low, middle, high = (emm_record(value, self._sizes(), self.study.level) for value in self.interval())
+        decision.update(emm=dict(low=low, estimate=middle, high=high, confidence=self.where.confidence))
+        decision.update(time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
         self.plan.save()
-        for (each, _), job in self._running.items():
-            if each in needless:
-                job.stop()
         self.report(describe(decision, self.study.level))
-        if needless:
-            self.report(f"Given up: |D| = {', '.join(map(str, needless))}, which can no longer be EMM.")
+
+    def _sizes(self) -> np.ndarray:
+        return np.array([size for size, *_ in self.plan.measured], dtype=np.float64)
 
     def _doing(self, run: str) -> str:
         run_dir = self.study.run_dir(run)
         return f"{run} " + ("measuring" if is_trained(run_dir) else f"kimg {trained_nimg(run_dir) / 1000:.0f}")
 
     def _reason(self, sizes: list[int]) -> str:
-        a, b = bracket(self.plan.above)
-        a, b = a or self.low, b or self.high
-        if sizes[0] in self.plan.started:
-            return "which was begun before"
-        if len(sizes) > 1:
-            return f"which cut {a} to {b} in log |D|"
-        if sizes[0] in (self.low, self.high):
+        a, b = bracket(sides(self.plan.measured, self.study.level))
+        if sizes[0] in (self.low, self.high) and (a is None or b is None) and (a, b) != (None, None):
             return "the end of the range, to see whether EMM lies inside"
-        return f"the middle of {a} to {b} in log |D|"
+        if a is None or b is None or b > 2 * a:
+            a, b = a or self.low, b or self.high
+            return f"the middle of {a} to {b} in log |D|" if len(sizes) == 1 else f"which cut {a} to {b} in log |D|"
+        return "where a run tells most of EMM per training image"
 
     def _conclude(self) -> Emm:
-        decisions = sorted(self.plan.decisions, key=lambda decision: decision["size"])
-        emm = emm_estimate([d["size"] for d in decisions], [d["ratio"] for d in decisions], self.study.level)
-        ends = bracket(self.plan.above)
-        certain = all(self.plan.decision(end)["certain"] for end in ends if end is not None)
+        level, sizes = self.study.level, self._sizes()
+        low, middle, high = self.interval()
+        emm = emm_at(sizes, middle, level)
+        a, b = bracket(sides(self.plan.measured, level))
+        if self.found() and (a is None or b is None):  # known to lie outside
+            emm = emm_at(sizes, math.inf if b is None else -math.inf, level)
+        spread = float(fit(self.plan.measured, level).seed_sd()[0])
         self.plan.result = dict(
-            emm=emm.size, verdict=emm.verdict, level=emm.level, bracket=list(ends), certain=certain,
-            trained_kimg=self.trained_kimg(),
+            emm=emm.size, verdict=emm.verdict, level=level, low=emm_record(low, sizes, level),
+            high=emm_record(high, sizes, level), confidence=self.where.confidence, seed_sd=spread,
+            as_asked=self.found(), tolerance=self.where.tolerance, runs=len(self.plan.decisions),
+            trained_kimg=self.trained_kimg(), grid=self._grid(low, middle, high, spread),
         )  # fmt: skip
         self.plan.save()
         return emm
+
+    def _grid(self, low: float, middle: float, high: float, spread: float) -> dict[str, Any] | None:
+        """What a grid from the low to the high end of the range, each size twice the one before, would have cost."""
+        if not all(map(math.isfinite, (low, middle, high))):
+            return None
+        fitted, level = fit(self.plan.measured, self.study.level), self.study.level
+        slope = float(np.exp(fitted.log_weight[0]) @ fitted.beta[0, :, 1])
+        sd = max(high - low, 1e-6) / (2 * float(ndtri((1 + self.where.confidence) / 2)))
+        sizes, runs = grid_of_same_precision(
+            math.exp(middle), slope, spread, self.low, self.high, level=level, images=self.study.images, sd=sd
+        )
+        return dict(sizes=sizes, runs_per_size=runs, kimg=runs * sum(map(self.study.kimg, sizes)))
 
     def _failure(self, run: str, size: int, status: int) -> str:
         path = self.study.job_file(run)
@@ -407,75 +439,72 @@ class Search:
 # Outcomes.
 
 
-def run_outcome(run_dir: Path, level: float) -> dict[str, Any]:
-    """The outcome of one finished run: on which side of the level its highest ratio lies, and how that is known.
-
-    The ratio of a run is the highest over its snapshots: it is above the level as soon as one of them is, and below
-    it if all are.
+def run_outcome(run_dir: Path) -> dict[str, Any]:
+    """The outcome of one finished run.
 
     Returns
     -------
-    dict of run (name), verdict ("above", "below" or "undecided"), kimg, ratio, num_memorized, num_samples (of the
-    snapshot with the highest ratio, as `emm.py curve` takes it), images (generated, over all snapshots), nimg
-    (trained).
+    dict of run (name), kimg, ratio, num_memorized, num_samples (of the snapshot with the highest ratio, as `emm.py
+    curve` takes it), optimism (expected excess of the highest of several ratios), images (generated, over all
+    snapshots), nimg (trained).
 
     Raises
     ------
     OSError, ValueError
-        If it was not measured adaptively at this level.
+        If it was not measured.
     """
     run = read_run(run_dir)
-    records = [r for r in run.records if (r.get("sequential") or {}).get("bar") == level]
-    if not records:
-        raise ValueError(
-            f'"{run_dir}" holds no adaptive measurement at {level}; delete its mem_traj.jsonl and try again.'
-        )
-    verdicts = {record["sequential"]["verdict"] for record in records}
-    verdict = "above" if "above" in verdicts else "below" if verdicts == {"below"} else "undecided"
+    counts = np.array([(s.num_memorized, s.num_samples) for s in run.snapshots])
     return dict(
-        run=run_dir.name, verdict=verdict, kimg=run.kimg, ratio=run.ratio, num_memorized=run.num_memorized,
-        num_samples=run.num_samples, images=sum(r["num_samples"] for r in records), nimg=trained_nimg(run_dir),
+        run=run_dir.name, kimg=run.kimg, ratio=run.ratio, num_memorized=run.num_memorized,
+        num_samples=run.num_samples, optimism=optimism(counts[:, 0], counts[:, 1]),
+        images=sum(r["num_samples"] for r in run.records), nimg=trained_nimg(run_dir),
     )  # fmt: skip
 
 
+def emm_record(log_size: float, sizes: np.ndarray, level: float) -> dict[str, Any]:
+    """A value of log EMM as the plan keeps it; "below" and "at least" where it is outside of `sizes`."""
+    emm = emm_at(sizes, log_size, level)
+    return dict(size=emm.size, verdict=emm.verdict)
+
+
+def interval_text(low: dict[str, Any], high: dict[str, Any], level: float) -> str:
+    """For example "[28.9, 31.9]" or "[below 16, 18.2]"."""
+    ends = [Emm(end["size"], end["verdict"], level).place for end in (low, high)]
+    return f"[{ends[0]}]" if ends[0] == ends[1] and low["verdict"] != "at" else f"[{', '.join(ends)}]"
+
+
 def describe(decision: dict[str, Any], level: float) -> str:
-    """What was decided at a size, and why."""
-    runs, (a, b) = decision["runs"], decision["bracket"]
-    if len(runs) == 1:
-        low, high = wilson_interval(runs[0]["num_memorized"], runs[0]["num_samples"])
-        seen = f"[{100 * low:.1f}, {100 * high:.1f}] of {runs[0]['num_samples']} images at kimg {runs[0]['kimg']}"
-    else:
-        seen = f"mean of {', '.join(format(100 * run['ratio'], '.2f') for run in runs)}"
-    side = "at least" if decision["above"] else "below"
-    doubt = "" if decision["certain"] else ", by the estimate alone"
-    where = f"between {a} and {b}" if a and b else f"at least {a}" if a else f"below {b}"
+    """What was measured at a size, and what is known of EMM since."""
+    low, high = wilson_interval(decision["num_memorized"], decision["num_samples"])
+    emm = decision["emm"]
+    estimate = Emm(emm["estimate"]["size"], emm["estimate"]["verdict"], level)
     return (
-        f"|D| = {decision['size']}: R_mem {100 * decision['ratio']:.2f} % ({seen}), {side} {100 * level:g} %{doubt}. "
-        f"EMM is {where}."
+        f"|D| = {decision['size']}: R_mem {100 * decision['ratio']:.2f} % ([{100 * low:.1f}, {100 * high:.1f}] of "
+        f"{decision['num_samples']} images at kimg {decision['kimg']}). "
+        f"{estimate}  {interval_text(emm['low'], emm['high'], level)}"
     )
 
 
-def describe_result(emm: Emm, plan: Plan, confidence: float) -> list[str]:
+def describe_result(emm: Emm, result: dict[str, Any]) -> list[str]:
     """What was found, and what its interval means."""
-    a, b = bracket(plan.above)
-    level = f"{100 * emm.level:g} %"
-    if a is None or b is None:
-        side = "largest" if b is None else "smallest"
-        return [f"{emm}: at the {side} size that was tried the ratio is {'not ' if a is None else ''}at the level."]
-    low, high = (plan.decision(end) for end in (a, b))
-    ratios = f"{100 * low['ratio']:.2f} % at {a}, {100 * high['ratio']:.2f} % at {b}"
-    lines = [f"{emm}, between |D| = {a} and {b} (R_mem {ratios})"]
-    unclear = [str(d["size"]) for d in (low, high) if not d["certain"]]
-    if unclear:
-        text = (
-            f"The images do not tell on which side of {level} |D| = {' and '.join(unclear)} lies; the estimate decided."
+    ends, level = interval_text(result["low"], result["high"], emm.level), f"{100 * emm.level:g} %"
+    percent = f"{100 * result['confidence']:g} %"
+    lines = [
+        f"{emm}  {ends}",
+        f"In square brackets: {percent} interval of EMM over images and training seeds, by {result['runs']} runs; "
+        f"sd between seeds {result['seed_sd']:.2f} of logit R_mem.",
+    ]
+    if emm.verdict != "at":
+        side = "below" if emm.verdict == "below" else "at or above"
+        end = "smallest" if emm.verdict == "below" else "largest"
+        lines.append(f"The mean ratio at the {end} size that was tried is {side} {level}.")
+    if not result["as_asked"]:
+        lines.append(
+            f"--max-runs={result['runs']} runs do not carry --tolerance={result['tolerance']:g}; the interval says "
+            "what they carry. More runs with the same command and a larger --max-runs."
         )
-    else:
-        text = f"The runs at both ends lie on their sides of {level} with a confidence of {100 * confidence:g} % each."
-    seeds = len(low["runs"])
-    spread = "Another training seed may move EMM out of this interval"
-    spread += "; --seeds-per-size trains several." if seeds == 1 else f"; it stands on {seeds} per size."
-    return [*lines, text, spread]
+    return lines
 
 
 @contextlib.contextmanager
@@ -498,8 +527,11 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 def _is_decision(value: Any) -> bool:
     """Whether an entry of the plan has what the search asks of it."""
-    kinds = dict(size=int, above=bool, certain=bool, ratio=int | float, runs=list)
-    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+    number = int | float
+    kinds = dict(size=int, run=str, ratio=number, num_memorized=int, num_samples=int, optimism=number, images=int)
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
+        return False
+    return value["size"] > 0 and 0 <= value["num_memorized"] <= value["num_samples"] and value["num_samples"] > 0
 
 
 def _plain(value: Any) -> Any:

@@ -585,7 +585,7 @@ def test_one_search_at_a_time(tmp_path, run_cli):
 def test_interrupted_and_continued(tmp_path, run_cli):
     """The real thing, tiny: Ctrl-C while it trains, then the same command; nothing is trained twice."""
     folder = tmp_path / "s"
-    words = options(folder, train=["--duration=50", "--seed=1"])  # 4 kimg
+    words = options(folder, "--max-runs=2", train=["--duration=50", "--seed=1"])  # 4 kimg
     search = subprocess.Popen(
         [sys.executable, str(ROOT / "emm.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -597,11 +597,11 @@ def test_interrupted_and_continued(tmp_path, run_cli):
     stopped = trained_nimg(run)
     assert 0 < stopped < 4000 and list(run.glob("training-state-*.pt"))
     plan = json.loads((folder / "plan.json").read_text())
-    assert list(plan["started"]) == ["4"] and plan["decisions"] == []
+    assert list(plan["started"]) == ["digits-4-seed1"] and plan["decisions"] == []
 
     result = run_cli(emm.main, words)
     assert "Next: |D| = 4, which was begun before." in result.stdout
-    assert "EMM (90 %) below 4" in result.stdout or "between |D| = 4 and 5" in result.stdout
+    assert "EMM (90 %) " in result.stdout and "by 2 runs" in result.stdout
     log = (folder / "jobs" / "digits-4-seed1.log").read_text()
     assert f"Continuing from {run}/training-state-{stopped // 1000:06d}.pt" in log and log.count("$ ") == 3
     assert json.loads((run / "mem_traj.jsonl").read_text().splitlines()[-1])["sequential"]["bar"] == 0.9

@@ -96,8 +96,8 @@ def curve(
     several runs, from other lines, or from --seed-sd; where it is not known, the interval is that of the images only,
     and says so. "below" and "at least" say that the sizes do not reach far enough.
 
-    KEY is any key of training_options.json (arch, num_channels, cond, optimizer_kwargs.weight_decay or just
-    weight_decay, ...), of the dataset (num_classes, channels, keys of its dataset.json, dataset: its name), or
+    KEY is any option of train.py (arch, num_channels, cond, weight_decay, ...) or other key of
+    training_options.json, of the dataset (num_classes, channels, keys of its dataset.json, dataset: its name), or
     folder: the folder that the run folder lies in.
 
     Examples:

@@ -144,6 +144,7 @@ SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
 )
 @click.option(
     "--ema_mode",
+    "--ema-mode",
     help="How to adjust the EMA ratio",
     metavar="mode1|mode2|mode3|mode4",
     type=click.Choice(["mode1", "mode2", "mode3", "mode4"]),
@@ -390,23 +391,28 @@ def find_latest(opts: EasyDict) -> str | None:
     return None if path is None else str(path)
 
 
-def refuse_ignored(opts: EasyDict) -> None:
-    """Refuse options that were given and would have no effect with the others."""
-    effective = {
+def conditions(opts: EasyDict) -> dict[str, tuple[bool, str]]:
+    """Options that have an effect with some others only: name -> (whether they have one here, which others)."""
+    return {
         "momentum": (opts.optimizer == "SGD", "--momentum belongs to --optimizer=SGD; Adam has none"),
         "embed": (opts.arch != "adm", "--embed belongs to --arch=ddpmpp and ncsnpp, not to adm"),
         "final_ema": (opts.ema_mode == "mode4", f"--final-ema belongs to --ema_mode=mode4, not to {opts.ema_mode}"),
         "stop_at_mem": (opts.mem_eval is not None, "--stop-at-mem needs --mem-eval=N, the number of images to measure"),
         "stop_patience": (opts.stop_at_mem is not None, "--stop-patience belongs to --stop-at-mem"),
-        "bench": (not (opts.bench and opts.deterministic), "--bench=1 and --deterministic exclude each other"),
     }
+
+
+def refuse_ignored(opts: EasyDict) -> None:
+    """Refuse options that were given and would have no effect with the others."""
 
     def given(name: str) -> bool:
         return click.get_current_context().get_parameter_source(name) != ParameterSource.DEFAULT
 
-    for name, (has_effect, message) in effective.items():
+    for name, (has_effect, message) in conditions(opts).items():
         if not has_effect and given(name):
             raise click.ClickException(f"{message}.")
+    if opts.bench and opts.deterministic and given("bench"):
+        raise click.ClickException("--bench=1 and --deterministic exclude each other.")
     if opts.ema_mode == "mode3" and given("ema"):
         dist.print0("Note: --ema has no effect with --ema_mode=mode3, whose half-life is fixed.")
     if opts.nosubdir and opts.desc is not None:
@@ -528,9 +534,25 @@ def restarts_left() -> bool:
     return done < limit
 
 
+def command_in_effect(opts: EasyDict, c: EasyDict) -> dict[str, Any]:
+    """The options of the command line, each with its value in effect, as given or by default; None has no effect.
+
+    Where the default depends on other options, or is drawn, that is what it came to.
+    """
+    network = c.network_kwargs
+    command = dict(
+        opts, num_channels=network["model_channels"], cres=network["channel_mult"], num_blocks=network["num_blocks"],
+        attn_resolutions=network["attn_resolutions"], skip_connections=network.get("skip_connections"),
+        precision=c.precision, fp16=c.precision == "fp16", seed=c.seed, bench=c.cudnn_benchmark,
+        ema=opts.ema if opts.ema_mode != "mode3" else None,
+    )  # fmt: skip
+    return command | {name: None for name, (has_effect, _) in conditions(opts).items() if not has_effect}
+
+
 def recorded_options(opts: EasyDict, c: EasyDict) -> dict:
     """What training_options.json holds: the loop's arguments, and the options they come from."""
-    used = {k: opts[k] for k in ["arch", "precond", "cond", "duration", "ema", "num_blocks", "num_channels", "embed"]}
+    used: dict[str, Any] = dict(command=command_in_effect(opts, c))
+    used |= {k: opts[k] for k in ["arch", "precond", "cond", "duration", "ema", "num_blocks", "num_channels", "embed"]}
     used |= dict(mem_eval=opts.mem_eval, stop_at_mem=opts.stop_at_mem)
     used["stop_patience"] = opts.stop_patience if opts.stop_at_mem is not None else None
     used["deterministic"] = opts.deterministic

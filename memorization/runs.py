@@ -12,11 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.limits import parse_json
+from dnnlib.util import flatten
 from memorization.records import SETTINGS, jsonl_path, read_trajectory, setting
 from memorization.stats.intervals import wilson_interval
+from training.precision import saved_precision
 from training.run.state import read_run_state
 
 OPTIONS, LOG, STATISTICS = "training_options.json", "mem_traj.log", "stats.jsonl"
+
+# Options of train.py that say which run it is, and how it is run, written and looked at; the others are what a curve
+# holds fixed.
+_WHICH = {"data", "seed", "outdir", "desc", "nosubdir", "overwrite", "resume", "dry_run"}
+HOW_RUN = {"batch_gpu", "fp16", "compile", "ls", "bench", "deterministic", "cache", "workers", "device", "mem_eval",
+           "stop_patience", "tensorboard", "tick", "snap", "dump", "keep_states", "max_nan_ticks"}  # fmt: skip
+# Consequences of the options and of the images, which older run folders name beside them.
+_CONSEQUENCES = {"dataset_kwargs.max_size", "dataset_kwargs.resolution", "dataset_kwargs.use_labels", "total_nimg",
+                 "total_kimg", "ema_halflife_nimg", "lr_rampup_nimg", "ema_rampup_ratio", "loss", "dataset_sha256",
+                 "labels_sha256", "num_processes"}  # fmt: skip
+NO_FACTOR = _WHICH | _CONSEQUENCES
+
+# Where run folders from before there was the entry `command` hold an option of train.py under another name.
+_BEFORE = {
+    "batch_size": "batch", "loss_scaling": "ls", "cudnn_benchmark": "bench", "num_workers": "workers",
+    "kimg_per_tick": "tick", "snapshot_ticks": "snap", "state_dump_ticks": "dump", "dataset_kwargs.path": "data",
+    "dataset_kwargs.xflip": "xflip", "dataset_kwargs.cache": "cache", "network_kwargs.model_channels": "num_channels",
+    "network_kwargs.channel_mult": "cres", "network_kwargs.num_blocks": "num_blocks",
+    "network_kwargs.attn_resolutions": "attn_resolutions", "network_kwargs.dropout": "dropout",
+    "network_kwargs.skip_connections": "skip_connections", "network_kwargs.use_fp16": "fp16",
+    "optimizer_kwargs.class_name": "optimizer", "optimizer_kwargs.lr": "lr", "optimizer_kwargs.momentum": "momentum",
+    "optimizer_kwargs.weight_decay": "weight_decay",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,6 +146,24 @@ class Run:
 
     # ------------------------------------------------------------------------
     # The training.
+
+    @cached_property
+    def command(self) -> dict[str, Any]:
+        """The options of train.py that were in effect, by their names: the entry `command` of the options.
+
+        Folders from before there was that entry have what can be found of them, beside what was derived; from them
+        no command can be rebuilt.
+        """
+        recorded = self.options.get("command")
+        if isinstance(recorded, dict):
+            return recorded
+        flat = flatten({key: value for key, value in self.options.items() if key != "versions"})
+        named = {_BEFORE[key]: value for key, value in flat.items() if key in _BEFORE}
+        command = {key: value for key, value in flat.items() if key not in _BEFORE} | named
+        command["precision"] = saved_precision(self.options)
+        without_effect = {"final_ema": command.get("ema_mode") != "mode4", "ema": command.get("ema_mode") == "mode3",
+                          "embed": command.get("arch") == "adm"}  # fmt: skip
+        return command | {key: None for key, nothing in without_effect.items() if nothing and key in command}
 
     @cached_property
     def statistics(self) -> list[dict[str, float]]:

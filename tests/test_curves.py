@@ -281,7 +281,7 @@ def test_keys(tmp_path, key, expected):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("nonsense", 'No run has the key "nonsense"; the runs differ in: network_kwargs.class_name, optimizer_kwargs'),
+        ("nonsense", 'No run has the key "nonsense"; the runs differ in: network_kwargs.class_name, optimizer. '),
         ("class_name", "could be network_kwargs.class_name or optimizer_kwargs.class_name"),
         ("max_size", "is |D|, the axis"),
         ("dataset_kwargs.max_size", "is |D|, the axis"),
@@ -410,7 +410,7 @@ def test_trajectory_command(tmp_path, run_cli):
     assert "between 0 and 1, not 90" in result.output
     write_run(tmp_path / "runs" / "other", 16, [1, 2, 3], batch_size=99)
     result = run_cli(cli.main, ["trajectory", tmp_path / "runs", f"--out={out}"])
-    assert "the runs of |D| = 16 differ in more than |D| and seed: batch_size" in result.stderr
+    assert "the runs of |D| = 16 differ in more than |D| and seed: batch, cond" in result.stderr
 
 
 # ----------------------------------------------------------------------------
@@ -419,14 +419,15 @@ def test_trajectory_command(tmp_path, run_cli):
 
 def test_curve_command_by(tmp_path, run_cli):
     study(tmp_path / "runs", {8: [0.95, 0.3], 16: [1.0, 0.8]}, seeds=(1, 2))
-    write_run(tmp_path / "runs" / "x", 16, [9], 64, network_kwargs={"model_channels": 8}, batch_size=2, seed=3)
+    network = {"model_channels": 8, "skip_connections": [1, 1]}
+    write_run(tmp_path / "runs" / "x", 16, [9], 64, network_kwargs=network, batch_size=2, seed=3)
     out = tmp_path / "figures" / "w.png"
     args = ["curve", tmp_path / "runs", "--by=num_channels", f"--out={out}", "--title=width"]
     result = run_cli(cli.main, args)
     assert "num_channels      |D|" in result.output
     assert "\n8            EMM (90 %) below 16  [below 16" in result.output
     assert "\n16           EMM (90 %) ≈ 5" in result.output and "images only" not in result.output
-    assert "the runs of num_channels = 8 differ in more than |D| and seed: batch_size" in result.stderr
+    assert "the runs of num_channels = 8 differ in more than |D| and seed: batch" in result.stderr
     assert sorted(p.name for p in out.parent.iterdir()) == ["w.csv", "w.json", "w.png"]
     with open(out.with_suffix(".csv"), newline="") as file:
         assert [(r["line"], r["size"], r["runs"]) for r in csv.DictReader(file)] == [

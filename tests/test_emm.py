@@ -176,7 +176,7 @@ def test_differing_options(tmp_path):
     b = read_run(write_run(tmp_path / "b", 32, [1], seed=2))
     c = read_run(write_run(tmp_path / "c", 32, [1], batch_size=64, network_kwargs={"model_channels": 32}))
     assert differing_options([a, b]) == []
-    assert differing_options([a, b, c]) == ["batch_size", "network_kwargs.model_channels"]
+    assert differing_options([a, b, c]) == ["batch", "num_channels"]
 
 
 def test_measured_optimum_is_no_snapshot(tmp_path):
@@ -228,7 +228,7 @@ def test_curve_reports_what_it_leaves_out(tmp_path):
     write_run(tmp_path / "c", 64, [30], batch_size=4)
     result = invoke("curve", tmp_path, f"--out={tmp_path / 'c.svg'}")
     assert result.exit_code == 0, result.output
-    assert f"Left out: {tmp_path / 'b'}" in result.output and "batch_size" in result.output
+    assert f"Left out: {tmp_path / 'b'}" in result.output and "and seed: batch." in result.output
     assert "EMM (90 %) below 16" in result.output
 
 

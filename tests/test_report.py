@@ -18,6 +18,7 @@ import emm
 import mem_ratio
 import train
 from dnnlib.versions import versions
+from memorization.curve.factors import differing_options
 from memorization.curve.lines import curve_lines
 from memorization.report.commands import measure_command, train_command
 from memorization.report.folder import common, differing, find_pictures, read_study
@@ -57,6 +58,8 @@ def write_run(folder, template, size, memorized, n=64, **changes):
     options = json.loads((template / "training_options.json").read_text())
     options["dataset_kwargs"]["max_size"] = size
     options["total_nimg"] = 1000 * len(memorized)
+    options["command"] |= {key: value for key, value in changes.items() if key in options["command"]}
+    options["command"]["data"] = changes.get("dataset", {}).get("path", options["command"]["data"])
     for key, value in changes.items():
         target = options[f"{key}_kwargs"] if isinstance(value, dict) else options
         target.update(value if isinstance(value, dict) else {key: value})
@@ -121,12 +124,13 @@ def make_page(root, out, **how):
 
 
 def recorded(args):
-    """The options that train.py would record, in its own words, and without those only as they were given."""
+    """The options that train.py would record; and those of its command that make a run what it is, with the rest."""
     result = CliRunner().invoke(train.main, [*args, "--dry-run"])
     assert result.exit_code == 0, result.output
     text = result.output
     options = json.loads(text[text.index("{") : text.rindex("\n}") + 2])
-    return options, {key: value for key, value in options.items() if key not in ("num_blocks", "num_channels")}
+    command = {key: value for key, value in options["command"].items() if key not in ("outdir", "nosubdir", "desc")}
+    return options, options | {"command": command, "num_blocks": None, "num_channels": None, "embed": None}
 
 
 def test_train_commands_repeat_the_options(digits_16, digits_zip, trained, tmp_path):
@@ -153,27 +157,77 @@ def test_train_commands_repeat_the_options(digits_16, digits_zip, trained, tmp_p
     seen = set()
     for case in cases:
         options, wanted = recorded(base + case)
-        words, unknown = train_command(options, tmp_path / "again", "cpu")
-        assert unknown == [] and words[:2] == ["python", "train.py"]
-        assert recorded(words[2:])[1] == wanted
+        words = train_command(options, tmp_path / "again", "cpu")
+        assert words[:2] == ["python", "train.py"]
+        again = recorded(words[2:])[1]
+        wanted["command"]["device"] = "cpu"
+        assert again == wanted
+        assert options["command"].keys() == {param.name for param in train.main.params}
         seen |= {word.split("=")[0] for word in words if word.startswith("--")}
-    options |= {"tensorboard": True, "compile": True}
-    seen |= set(train_command(options, tmp_path)[0])
+    options["command"] |= {"tensorboard": True, "compile": True}
+    seen |= set(train_command(options, tmp_path))
 
     # An option that train.py learns later must find its way into the commands.
-    flags = {max(p.opts, key=len) for p in train.main.params}
-    assert flags - seen == {"--cbase", "--desc", "--dry-run"}
+    flags = {p.opts[-1] for p in train.main.params}
+    assert flags - seen == {"--desc", "--dry-run"}
+    assert flags == {f"--{p.name.replace('_', '-')}" for p in train.main.params}  # what a loop over the names needs
 
 
 def test_train_command_words(trained, tmp_path):
     options = json.loads((trained / "training_options.json").read_text())
-    words, unknown = train_command(options | {"num_processes": 4, "new": 1}, tmp_path / "a b", "cuda")
+    words = train_command(options | {"num_processes": 4}, tmp_path / "a b", "cuda")
     assert words[:4] == ["torchrun", "--standalone", "--nproc_per_node=4", "train.py"]
     assert f"--outdir={tmp_path}/a b" in words and "--device=cuda" in words and "--duration=6" in words
-    assert unknown == ["new"]
-    for damaged in ({}, options | {"network_kwargs": None}, options | {"seed": {}}, options | {"num_processes": "x"}):
+    command = options["command"]
+    for damaged in (
+        {},
+        options | {"command": None},
+        options | {"command": command | {"seed": {}}},
+        options | {"num_processes": "x"},
+    ):
         with pytest.raises(ValueError, match="not as train.py writes it"):
             train_command(damaged, tmp_path)
+
+
+def test_folders_from_before_the_command_was_recorded(study, tmp_path):
+    """They give the same curve and the same table; only the commands of their training are missing, which is said."""
+    before = tmp_path / "before"
+    shutil.copytree(study / "width-8", before / "width-8")
+    shutil.copytree(study / "width-16", before / "width-16")
+    for path in before.rglob("training_options.json"):
+        options = json.loads(path.read_text())
+        del options["command"]
+        path.write_text(json.dumps(options))
+    new, old = read_study(study), read_study(before)
+    assert old.runs.keys() == new.runs.keys() and only_factor(old) == only_factor(new) == "num_channels"
+    for name, run in new.runs.items():
+        found = old.runs[name].command
+        shared = run.command.keys() & found.keys()
+        assert {key: found[key] for key in shared} == {key: run.command[key] for key in shared}
+        assert (
+            not {"arch", "batch", "cres", "lr", "dropout", "num_channels", "precision", "weight_decay"} - found.keys()
+        )
+    lines, lines_before = (curve_lines(each.runs.values(), "num_channels")[0] for each in (new, old))
+    assert [(line.value, line.emm, line.points) for line in lines] == [
+        (line.value, line.emm, line.points) for line in lines_before
+    ]
+    text = Elements(make_page(before, tmp_path / "page.html")).text
+    assert sum("No command for the training: this run was trained before" in p for p in text["p"]) == 6
+    assert sum("mem_ratio.py" in pre for pre in text["pre"]) == 6
+    assert not any("train.py" in pre for pre in text["pre"])
+    mixed = [*list(new.runs.values())[:1], *list(old.runs.values())[2:3]]
+    assert differing_options(mixed) == []
+
+
+def test_what_has_no_effect_is_not_recorded(digits_16):
+    """An option that others take the effect of is null; one with a default that depends on others is what it came to."""
+    base = ["--outdir=runs", f"--data={digits_16}", "--num-blocks=1", "--num-channels=8", "--cres=1"]
+    command = recorded(base)[0]["command"]
+    assert [command[k] for k in ("momentum", "final_ema", "stop_patience", "cbase", "desc")] == [None] * 5
+    assert (command["attn_resolutions"], command["skip_connections"]) == ([16], [1, 1])
+    assert command["precision"] == "fp32" and type(command["seed"]) is int and command["bench"] is True
+    command = recorded([*base, "--cbase=16", "--ema_mode=mode3", "--deterministic"])[0]["command"]
+    assert (command["cbase"], command["num_channels"], command["ema"], command["bench"]) == (16, 16, None, False)
 
 
 def test_measure_command_finds_all_measured(trained, run_cli):
@@ -206,7 +260,7 @@ def test_commands_can_be_pasted(study, trained, tmp_path):
     options = json.loads((run / "training_options.json").read_text())
     target = f"{tmp_path.name}-again/{name}"
     (found,) = read_study(tmp_path).runs.values()
-    wanted = train_command(options, target)[0][1:] + measure_command(found.measurements[0], target)[1:]
+    wanted = train_command(options, target, "cpu")[1:] + measure_command(found.measurements[0], target)[1:]
     assert shown.stdout.split("\0")[:-1] == wanted
 
 
@@ -255,21 +309,18 @@ def test_damaged_numbers_leave_a_run_out_or_a_gap(trained, tmp_path):
 
 
 def test_options_that_differ_and_that_do_not():
-    options = [
-        {"seed": 1, "net": {"width": w, "kind": "a"}, "width": w, "total_kimg": w, "versions": {"torch": w}}
-        for w in (8, 16)
-    ]
-    options[1]["extra"] = None
-    options[1]["new"] = False
-    assert differing(options) == {"new": [None, False], "width": [8, 16]}
-    assert common(options) == {"net.kind": "a", "seed": 1}
+    commands = [{"seed": 1, "arch": "adm", "width": w} for w in (8, 16)]
+    commands[1]["extra"] = None
+    commands[1]["new"] = False
+    assert differing(commands) == {"new": [None, False], "width": [8, 16]}
+    assert common(commands) == {"arch": "adm", "seed": 1}
 
 
 def test_the_only_factor(study, trained, tmp_path):
     assert only_factor(read_study(study)) == "num_channels"
     write_run(tmp_path / "a", trained, 8, [1])
     assert only_factor(read_study(tmp_path)) is None
-    write_run(tmp_path / "b", trained, 16, [1], augment=0.5, loss="vp")
+    write_run(tmp_path / "b", trained, 16, [1], augment=0.5, precond="vp")
     assert only_factor(read_study(tmp_path)) is None
 
 

@@ -10,38 +10,10 @@ from typing import Any
 
 from dnnlib.images import ImageFiles
 from dnnlib.util import flatten
-from memorization.runs import Run
-from training.precision import saved_precision
+from memorization.runs import HOW_RUN, NO_FACTOR, Run
 
-# Options of train.py by which the value that was used lies elsewhere, or under another name.
-_NAMES = {
-    "num_channels": "network_kwargs.model_channels",
-    "cbase": "network_kwargs.model_channels",
-    "num_blocks": "network_kwargs.num_blocks",
-    "cres": "network_kwargs.channel_mult",
-    "fp16": "network_kwargs.use_fp16",
-    "batch": "batch_size",
-    "optimizer": "optimizer_kwargs.class_name",
-}
-# Keys that follow |D|, or that say where and when rather than what.
-_NO_FACTOR = ("dataset_kwargs.max_size", "dataset_kwargs.path", "total_kimg", "total_nimg", "ema_halflife_nimg",
-              "lr_rampup_nimg", "resume", "versions", "dataset_sha256", "labels_sha256")  # fmt: skip
+_OTHER_NAMES = {"cbase": "num_channels"}  # which it overrides
 _MAX_LIST = 32  # longer lists of dataset.json belong to its images
-
-
-_FIXED = (
-    "batch_size",
-    "duration",
-    "loss",
-    "augment",
-    "window_size",
-    "ema",
-    "ema_mode",
-    "final_ema",
-    "optimizer_kwargs",
-    "stop_at_mem",
-)
-_FIXED_DATA = ("resolution", "use_labels", "xflip")
 
 
 class _NotRecorded:
@@ -58,8 +30,8 @@ def factor_values(runs: Sequence[Run], key: str) -> tuple[list[Any], list[str]]:
     Parameters
     ----------
     runs : measured runs.
-    key : of `training_options.json`, nested ones by dotted name (``optimizer_kwargs.weight_decay``) or by their last
-        part where only one key has it (``weight_decay``), or an option of train.py (``weight-decay``, ``batch``); or
+    key : an option of train.py (``weight-decay``, ``batch``); or of what `training_options.json` holds beside
+        them, by dotted name (``network_kwargs.channel_mult``) or by the last part where only one key has it; or
         of the dataset: a key of its `dataset.json`, ``num_classes``, ``channels``, and ``dataset``, its name without
         the size; or ``folder``, the name of the folder in which the run folder lies. What has this name in
         the options counts first; ``dataset.KEY`` asks the dataset.
@@ -75,13 +47,15 @@ def factor_values(runs: Sequence[Run], key: str) -> tuple[list[Any], list[str]]:
         If no run has the key, several keys have it as their last part, or it is |D| itself. The message lists
         the keys in which the runs differ.
     """
-    options = [flatten(run.options) for run in runs]
+    option = key.removeprefix("--").replace("-", "_")
+    option = _OTHER_NAMES.get(option, option)
+    if option != "dataset_kwargs.max_size" and any(option in run.command for run in runs):
+        return [run.command.get(option, NOT_RECORDED) for run in runs], []
+    options = [flatten({name: value for name, value in run.options.items() if name != "command"}) for run in runs]
     known = dict.fromkeys(name for each in options for name in each)
-    name = _option_name(key.removeprefix("--").replace("-", "_"), known, options)
+    name = _option_name(option, known, options)
     if name == "dataset_kwargs.max_size":
         raise ValueError(f"--by={key} is |D|, the axis of the figure; the runs differ in: {_differing(runs)}.")
-    if name == "precision":
-        return [saved_precision(run.options) for run in runs], []
     if name is not None:
         return [each.get(name, NOT_RECORDED) for each in options], []
 
@@ -103,10 +77,10 @@ def factor_values(runs: Sequence[Run], key: str) -> tuple[list[Any], list[str]]:
 def differing_keys(runs: Sequence[Run]) -> list[str]:
     """The keys for `factor_values` in which the runs differ, those aside that follow |D|."""
     found = []
-    for read in (lambda run: flatten(run.options), lambda run: _dataset_facts(run) or {}):
+    for read in (lambda run: run.command, lambda run: _dataset_facts(run) or {}):
         each = [read(run) for run in runs]
         for name in dict.fromkeys(name for values in each for name in values):
-            if not name.startswith(_NO_FACTOR) and len({_text(v.get(name, NOT_RECORDED)) for v in each}) > 1:
+            if name not in NO_FACTOR and len({_text(v.get(name, NOT_RECORDED)) for v in each}) > 1:
                 found.append(name)
     for name in ("dataset", "folder"):
         if len(set(factor_values(runs, name)[0])) > 1:
@@ -124,15 +98,14 @@ def differing_options(runs: Sequence[Run]) -> list[str]:
     One curve should hold them fixed: the network, what is done with the data, how it is trained, and the sampler
     of the measurement.
     """
-    seen: dict[str, set[str]] = {}
-    for run in runs:
-        found = {key: run.options.get(key) for key in _FIXED}
-        found |= {f"dataset_kwargs.{k}": run.options["dataset_kwargs"].get(k) for k in _FIXED_DATA}
-        found |= {f"network_kwargs.{k}": v for k, v in run.options.get("network_kwargs", {}).items()}
-        found["sampler"], found["precision"] = run.sampler, saved_precision(run.options)
-        for key, value in found.items():
-            seen.setdefault(key, set()).add(json.dumps(value, sort_keys=True))
-    return sorted(key for key, values in seen.items() if len(values) > 1)
+    recorded = [run.command for run in runs if "command" in run.options]  # folders from before have other entries, too
+    names = {key for command in recorded or [run.command for run in runs] for key in command} - NO_FACTOR - HOW_RUN
+    each = [
+        run.command | {"resolution": run.options["dataset_kwargs"].get("resolution"), "sampler": run.sampler}
+        for run in runs
+    ]
+    names |= {"resolution", "sampler"}
+    return sorted(key for key in names if len({_text(found.get(key)) for found in each}) > 1)
 
 
 def group_by(values: Sequence[Any]) -> list[tuple[Any, list[int]]]:
@@ -173,8 +146,6 @@ def _readable_skips(skips: list[int]) -> str:
 
 def _option_name(key: str, known: dict[str, None], options: Sequence[dict[str, Any]]) -> str | None:
     """The full name of a key of the options, or None."""
-    if _NAMES.get(key) in known:
-        return _NAMES[key]
     if key in known:
         return key
     found = [name for name in known if name.endswith("." + key)]

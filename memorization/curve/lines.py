@@ -363,8 +363,10 @@ def _average(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
 
 def line_record(line: Line) -> dict[str, Any]:
     """A line as strict JSON takes it: enough to draw it again and to find what it was made of."""
-    options = [run.options for run in line.runs]
-    common = {k: v for k, v in options[0].items() if all(_same(v, other.get(k)) for other in options)}
+    options, commands = [run.options for run in line.runs], [run.options.get("command") for run in line.runs]
+    common = _common(options)
+    if all(isinstance(command, dict) for command in commands):
+        common["command"] = _common(commands)
     return {
         "value": line.value if isinstance(line.value, str | int | float | list | None) else None,
         "name": line.name,
@@ -382,6 +384,10 @@ def line_record(line: Line) -> dict[str, Any]:
         "differing": line.differing,
         "options": common,  # those that all runs share
     }
+
+
+def _common(options: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {k: v for k, v in options[0].items() if all(_same(v, other.get(k)) for other in options)}
 
 
 def _emm_record(emm: Emm) -> dict[str, Any]:

@@ -10,11 +10,7 @@ from typing import Any
 import PIL.Image
 
 from dnnlib.limits import parse_json
-from dnnlib.util import flatten
 from memorization.runs import Run, find_runs, read_run
-
-# Consequences of other options and of |D|; they say nothing of their own about how runs differ.
-_CONSEQUENCES = {"total_kimg", "ema_halflife_nimg", "lr_rampup_nimg"}
 
 
 @dataclass(frozen=True)
@@ -49,26 +45,16 @@ def read_study(root: str | os.PathLike) -> StudyFolder:
     return StudyFolder(root, runs, dict(sorted(left_out.items())))
 
 
-def differing(options: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Options in which runs differ: name ("a.b" for key b of a) -> value of each run, None where it has none.
-
-    Of names that always have equal values only the shortest is kept.
-    """
-    flat = [_settings(each) for each in options]
-    columns: dict[str, tuple[str, list[Any]]] = {}
-    for key in sorted({key for each in flat for key in each} - _CONSEQUENCES, key=lambda key: (len(key), key)):
-        values = [each.get(key) for each in flat]
-        texts = [json.dumps(value, sort_keys=True) for value in values]
-        if len(set(texts)) > 1:
-            columns.setdefault("\n".join(texts), (key, values))
-    return dict(sorted(columns.values(), key=lambda column: column[0]))
+def differing(commands: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Options (of `Run.command`) in which runs differ: name -> value of each run, None where it has none."""
+    columns = {key: [each.get(key) for each in commands] for key in sorted({key for each in commands for key in each})}
+    return {key: values for key, values in columns.items() if len({json.dumps(v, sort_keys=True) for v in values}) > 1}
 
 
-def common(options: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Options that all runs have, with equal values; names as in `differing`."""
-    flat = [_settings(each) for each in options]
-    shared = {key for key in flat[0] if all(key in each and each[key] == flat[0][key] for each in flat)}
-    return {key: flat[0][key] for key in sorted(shared)}
+def common(commands: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Options that all runs have, with equal values."""
+    shared = {key for key in commands[0] if all(key in each and each[key] == commands[0][key] for each in commands)}
+    return {key: commands[0][key] for key in sorted(shared)}
 
 
 def find_pictures(
@@ -133,11 +119,6 @@ def _folders(root: Path, runs: Iterable[str | os.PathLike]) -> set[Path]:
     """The study's folder, its runs' folders, and those between."""
     above = (folder for run in runs for folder in [Path(run), *Path(run).parents])
     return {root} | {folder for folder in above if folder.is_relative_to(root)}
-
-
-def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Flat options without the versions, which are no settings."""
-    return flatten({key: value for key, value in options.items() if key != "versions"})
 
 
 def _name(path: Path, root: Path) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import atomic_write, flatten, format_time
+from dnnlib.util import atomic_write, format_time
 from dnnlib.versions import versions
 from memorization.curve.emm import Emm
 from memorization.curve.factors import differing_options
@@ -19,11 +19,9 @@ from memorization.curve.lines import Line, curve_lines, line_notes, trajectories
 from memorization.report.commands import FEATURES, measure_command, train_command
 from memorization.report.folder import StudyFolder, common, differing, find_pictures, find_plans
 from memorization.report.page import Html, figure, image, join, page, section, table, tag
-from memorization.runs import Run
+from memorization.runs import NO_FACTOR, Run
 
 CHARTS = 60  # runs of which the training is drawn
-_NOT_A_FACTOR = {"dataset_kwargs.path", "dataset_kwargs.max_size", "seed", "total_nimg", "resume"}
-_NOT_A_FACTOR |= {"dataset_sha256", "labels_sha256"}
 
 
 def write_report(
@@ -157,13 +155,9 @@ def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any)
 
 
 def only_factor(study: StudyFolder) -> str | None:
-    """The option in which the runs differ beside |D| and seed, by its shortest name, if it is one; else None."""
+    """The option in which the runs differ beside |D| and seed, if it is one; else None."""
     names = differing_options(list(study.runs.values()))
-    if len(names) != 1:
-        return None
-    options = [run.options for run in study.runs.values()]
-    values = [flatten(each).get(names[0]) for each in options]
-    return next((key for key, same in differing(options).items() if same == values), None)
+    return names[0] if len(names) == 1 and names != ["sampler"] else None
 
 
 # ----------------------------------------------------------------------------
@@ -273,9 +267,8 @@ def _found(result: Any) -> str:
 
 
 def _runs(study: StudyFolder) -> Html:
-    factors = {
-        k: v for k, v in differing([run.options for run in study.runs.values()]).items() if k not in _NOT_A_FACTOR
-    }
+    commands = [run.command for run in study.runs.values()]
+    factors = {key: values for key, values in differing(commands).items() if key not in NO_FACTOR}
     factors = dict(list(factors.items())[:4])  # the others are in the table of options
     head = ["run", "|D|", *factors, "seed", "epochs", "R_mem %", "95 % interval", "images", "at epoch", "trained", "on"]
     rows = []
@@ -391,7 +384,7 @@ def _pictures(study: StudyFolder) -> Html | None:
 
 
 def _options(study: StudyFolder) -> Html:
-    options = [run.options for run in study.runs.values()]
+    options = [run.command for run in study.runs.values()]
     differ = differing(options)
     rows = [[tag("code", name), *(_show(values[i]) for values in differ.values())] for i, name in enumerate(study.runs)]
     same = [(tag("code", key), tag("code", _show(value))) for key, value in common(options).items()]
@@ -430,20 +423,21 @@ def _commands(study: StudyFolder, again: str, command: Sequence[str]) -> Html:
     parts = []
     for name, run in study.runs.items():
         target = Path(again) / name
+        lines, notes = [], []
         try:
-            train, unknown = train_command(run.options, target, (run.device or "").split(":")[0] or None)
-            lines, notes = [_shell(train)], []
-            if unknown:
-                notes.append(f"Recorded, but without an option of train.py: {', '.join(unknown)}.")
+            lines.append(_shell(train_command(run.options, target, (run.device or "").split(":")[0] or None)))
             if run.options.get("resume") is not None:
                 notes.append("This run went on from a training state; without --resume it starts at the beginning.")
+        except ValueError as err:
+            notes.append(f"No command for the training: {err}")
+        try:
             for record in run.measurements:
                 lines.append(_shell(measure_command(record, target)))
                 if any(name.startswith(FEATURES) for name in record.get("criteria") or {}):
                     notes.append("Measured in features, too: add --features with the TorchScript file.")
-            content = [tag("p", note) for note in notes] + [tag("pre", "\n".join(lines))]
         except ValueError as err:
-            content = [tag("p", f"No command: {err}")]
+            notes.append(f"No command for the measurement: {err}")
+        content = [tag("p", note) for note in notes] + ([tag("pre", "\n".join(lines))] if lines else [])
         parts.append(tag("details", tag("summary", tag("code", name)), *content))
     return section(
         "commands",

@@ -220,7 +220,7 @@ def test_folders_from_before_the_command_was_recorded(study, tmp_path):
 
 
 def test_what_has_no_effect_is_not_recorded(digits_16):
-    """An option that others take the effect of is null; one with a default that depends on others is what it came to."""
+    """An option without effect is null; one whose default depends on others is what it came to."""
     base = ["--outdir=runs", f"--data={digits_16}", "--num-blocks=1", "--num-channels=8", "--cres=1"]
     command = recorded(base)[0]["command"]
     assert [command[k] for k in ("momentum", "final_ema", "stop_patience", "cbase", "desc")] == [None] * 5

@@ -17,7 +17,15 @@ from memorization.measure.feature_space import FeatureSpace
 from memorization.measure.features import TRUST, load_features
 from memorization.measure.gap import GapMeter, ImageSet
 from memorization.measure.results import Reference, Task, read_groups
-from memorization.measure.subjects import Subject, optimum_subject, snapshot_subjects, watch_snapshots
+from memorization.measure.samples import RESIZE, Fit
+from memorization.measure.subjects import (
+    Subject,
+    image_subjects,
+    model_subject,
+    optimum_subject,
+    snapshot_subjects,
+    watch_snapshots,
+)
 from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_histogram
 from memorization.records import jsonl_path, setting
 from torch_utils import distributed as dist
@@ -53,7 +61,27 @@ def several(convert: Callable[[str], Any]) -> Callable:
 @click.option("--expdir", help="Run folder with the snapshots", metavar="DIR")
 @click.option("--network", help="Instead of a run: dataset whose optimum to measure", metavar="ZIP|DIR|NPZ|URL")
 @click.option("--cond", help="Class-conditional optimum, with --network", metavar="BOOL", type=bool, default=False)
-@click.option("--knn-ref", help="Training images to compare with  [default: --network]", metavar="ZIP|DIR|NPZ")
+@click.option(
+    "--images", help="Instead of a run: images that any model has made; several allowed, one per checkpoint",
+    metavar="DIR|ZIP|NPZ|NPY", multiple=True,
+)  # fmt: skip
+@click.option(
+    "--model", help="Instead of a run: a network of another library, for example diffusers:FOLDER",
+    metavar="LIBRARY:FOLDER",
+)  # fmt: skip
+@click.option("--pipeline", help="Sample with the library's own pipeline, with --model", is_flag=True)
+@click.option("--trust", help="Read weights from pickles, too, whose code is run, with --model", is_flag=True)
+@click.option("--knn-ref", help="Training images to compare with  [default: --network]", metavar="ZIP|DIR|NPZ|NPY")
+@click.option(
+    "--resize", help="Give --images the size of the training images first", metavar="|".join(RESIZE),
+    type=click.Choice(list(RESIZE)),
+)  # fmt: skip
+@click.option("--to-grayscale", help="Make --images gray first", is_flag=True)
+@click.option("--value-range", help="Black and white of floats in arrays, with --images", metavar="LOW,HIGH")
+@click.option(
+    "--label", "labels", help="Note this of the images, for emm.py curve --by=KEY; several allowed",
+    metavar="KEY=VALUE", multiple=True,
+)  # fmt: skip
 @click.option(
     "--log", "--log-file", help="Log file; the other results lie beside it  [default: EXPDIR/mem_traj.log]",
     metavar="FILE",
@@ -107,7 +135,15 @@ def main(
     expdir: str | None,
     network: str | None,
     cond: bool,
+    images: tuple[str, ...],
+    model: str | None,
+    pipeline: bool,
+    trust: bool,
     knn_ref: str | None,
+    resize: str | None,
+    to_grayscale: bool,
+    value_range: str | None,
+    labels: tuple[str, ...],
     log: str | None,
     gap: int | None,
     holdout: str | None,
@@ -174,8 +210,14 @@ def main(
     \b
     # Measure the theoretical optimum itself
     python mem_ratio.py --network=datasets/cifar10-1k.zip --log=optimum/mem_traj.log --seeds=0-999
+
+    \b
+    # Images that any model has made, and a model of diffusers
+    python mem_ratio.py --images=samples/ --knn-ref=train/ --log=out/mem_traj.log --grid=out/grid.png
+    python mem_ratio.py --model=diffusers:ddpm/ --knn-ref=train/ --log=out/mem_traj.log --seeds=0-999
     """
     check_options(expdir, network, cond, knn_ref, log, gap, holdout, bar, until_above, watch)
+    notes = check_other_sources(images, model, resize, to_grayscale, value_range, labels)
     if network is not None and (compile or precision not in (None, "fp32")):
         raise click.UsageError(
             "--precision and --compile belong to --expdir; the optimum has its own exact arithmetic."
@@ -194,28 +236,49 @@ def main(
         for path in figures:
             check_format(path)
 
-        if network is not None:
+        reference = None
+        if images or model is not None:
+            reference = read_reference(knn_ref, features, target, unique)
+        if images:
+            fit = Fit(resize, to_grayscale, parse_range(value_range))
+            subjects = image_subjects(images, reference.images.shape[1:], fit)
+        elif model is not None:
+            subjects = [other_model(model, target, pipeline, trust, sampler_kwargs)]
+        elif network is not None:
+            dist.print0(
+                f'Measuring the optimum of "{network}" as a training set; images of a model are given by --images.'
+            )
             subjects = [optimum_subject(network, target, cond=cond or class_idx is not None)]
             knn_ref = knn_ref if knn_ref is not None else str(subjects[0].path)
         elif watch:
             subjects = watch_snapshots(expdir, target, poll=poll, on_wait=lambda: evaluator.wait(expdir))
         else:
             subjects = snapshot_subjects(expdir, target)
-        reference = read_reference(knn_ref, features, target, unique)
+        reference = reference or read_reference(knn_ref, features, target, unique)
         names = [name for name in criteria if name != "ratio"]
-        task = Task(
-            seeds=seeds, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs, thresholds=thresholds,
-            criteria=[CRITERIA[name] for name in names],
-            feature_criteria=[CRITERIA[name] for name in criteria or ["ratio"]] if features is not None else [],
-            bar=bar, confidence=confidence, precision=precision, compile=compile,
-        )  # fmt: skip
-        evaluator = Evaluator(
-            log_path, reference, task, lambda record, note: describe(record, task, note),
-            open_meter=gap_meter(knn_ref, holdout, reference, num=gap, batch=batch, device=target) if gap else None,
-            outdir=Path(save_images) if save_images is not None else None, subdirs=subdirs,
-            remeasure=remeasure, quiet=quiet,
-        )  # fmt: skip
-        evaluator.run(first_above(subjects, evaluator) if until_above else subjects)
+        given = click.get_current_context().get_parameter_source("seeds") != ParameterSource.DEFAULT
+        parts: dict[int | None, list[Subject]] = {None: subjects}  # seeds of a part -> what is measured with them
+        if images and not given:  # all images; checkpoints may have different numbers of them
+            parts = {size: [s for s in subjects if s.size == size] for size in sorted({s.size for s in subjects})}
+        evaluators = []
+        for size, part in parts.items():
+            task = Task(
+                seeds=seeds if size is None else range(size), batch=batch, class_idx=class_idx,
+                sampler_kwargs={} if images else sampler_kwargs, thresholds=thresholds,
+                criteria=[CRITERIA[name] for name in names],
+                feature_criteria=[CRITERIA[name] for name in criteria or ["ratio"]] if features is not None else [],
+                bar=bar, confidence=confidence, precision=precision, compile=compile, labels=notes,
+            )  # fmt: skip
+            evaluator = Evaluator(
+                log_path, reference, task, lambda record, note, task=task: describe(record, task, note),
+                open_meter=gap_meter(knn_ref, holdout, reference, num=gap, batch=batch, device=target) if gap else None,
+                outdir=Path(save_images) if save_images is not None else None, subdirs=subdirs,
+                remeasure=remeasure, quiet=quiet,
+            )  # fmt: skip
+            evaluators.append(evaluator)
+            evaluator.run(first_above(part, evaluator) if until_above else part)
+        evaluator = max(evaluators, key=highest)
+        task = evaluator.task
 
         best = evaluator.best()
         record = evaluator.records[best.name]
@@ -230,6 +293,8 @@ def main(
         for table in ("classes", "groups"):
             if table in record:
                 dist.print0(describe_table(table, record[table]))
+        if record["mean_distance"] == 0:
+            dist.print0("Note: every image is a training image, at distance 0; is --knn-ref the images themselves?")
         if grid is not None:
             shown = evaluator.images(best, GRID_SEEDS)
             nearest = reference.images[shown.knn_index[:, 0]]
@@ -241,9 +306,10 @@ def main(
             dist.on_rank0(ratio_histogram, evaluator.rows(best).knn_distance, hist, **how)
             dist.print0(f"Histogram:   {hist}")
         dist.print0(f"Log:         {log_path}\nRecords:     {jsonl}\nDistances:   {log_path.parent / 'knn-dist'}")
-        if evaluator.left_out and dist.get_rank() == 0:
-            count = f"{len(evaluator.left_out)} of {len(evaluator.left_out) + len(evaluator.records)} snapshots"
-            raise click.ClickException(f"{count} could not be measured: {', '.join(evaluator.left_out)}.")
+        left_out = [name for each in evaluators for name in each.left_out]
+        if left_out and dist.get_rank() == 0:
+            count = f"{len(left_out)} of {len(left_out) + sum(len(each.records) for each in evaluators)} snapshots"
+            raise click.ClickException(f"{count} could not be measured: {', '.join(left_out)}.")
     except KeyboardInterrupt:
         if dist.get_rank() == 0:
             click.echo("Interrupted; the same command goes on with what is missing.", err=True)
@@ -265,12 +331,18 @@ def check_options(
     watch: bool,
 ) -> None:
     """Refuse options that contradict each other."""
-    if (expdir is None) == (network is None):
-        raise click.UsageError("Give either --expdir, the folder of a run, or --network, a dataset.")
-    if network is not None and log is None:
-        raise click.UsageError("--network needs --log, for example --log=optimum/mem_traj.log.")
-    if expdir is not None and knn_ref is None:
-        raise click.UsageError("--expdir needs --knn-ref, the training images.")
+    given = click.get_current_context().params
+    sources = {"--expdir": expdir, "--network": network, "--images": given["images"], "--model": given["model"]}
+    named = [name for name, value in sources.items() if value]
+    if len(named) != 1:
+        raise click.UsageError(
+            "Give one of --expdir, the folder of a run; --network, a dataset whose optimum to measure; --images, what "
+            f"a model has made; and --model, a network of another library{'' if not named else '; not several'}."
+        )
+    if named != ["--expdir"] and log is None:
+        raise click.UsageError(f"{named[0]} needs --log, for example --log=out/mem_traj.log.")
+    if named != ["--network"] and knn_ref is None:
+        raise click.UsageError(f"{named[0]} needs --knn-ref, the training images.")
     if expdir is not None and cond:
         raise click.UsageError("--cond belongs to --network; a snapshot knows by itself.")
     if holdout is not None and gap is None:
@@ -284,6 +356,82 @@ def check_options(
     for name, (other, flag) in needed.items():
         if context.get_parameter_source(name) != ParameterSource.DEFAULT and not context.params[other]:
             raise click.UsageError(f"--{name} belongs to {flag}, which is not given.")
+
+
+def check_other_sources(
+    images: Sequence[str],
+    model: str | None,
+    resize: str | None,
+    to_grayscale: bool,
+    value_range: str | None,
+    labels: Sequence[str],
+) -> list[tuple[str, str]]:
+    """Refuse options that belong to --images or --model without them; return the --label."""
+    given = click.get_current_context().params
+    for name in ("pipeline", "trust"):
+        if given[name] and model is None:
+            raise click.UsageError(f"--{name} belongs to --model, which is not given.")
+    if not images and (resize or to_grayscale or value_range):
+        raise click.UsageError("--resize, --to-grayscale and --value-range belong to --images, which is not given.")
+    for name in ("cond", "gap", "class_idx", "precision", "compile", "save_images"):
+        if images and given[name]:
+            raise click.UsageError(
+                f"--{name.replace('_idx', '').replace('_', '-')} needs a network; --images are made."
+            )
+    if model is not None and (given["compile"] or given["precision"] not in (None, "fp32")):
+        raise click.UsageError("--precision and --compile belong to networks of this project, not to --model.")
+    parse_range(value_range)
+    notes = []
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise click.UsageError(f'--label={label} is not KEY=VALUE, for example --label="sampler=ddim".')
+        notes.append((key.strip(), value.strip()))
+    if len(dict(notes)) < len(notes):
+        raise click.UsageError("--label gives one key two values.")
+    if notes and not images and model is None:
+        raise click.UsageError("--label belongs to --images and --model; a run has its options.")
+    return notes
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """LOW,HIGH as two numbers."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"--value-range={text} is not LOW,HIGH, for example -1,1.") from None
+    return low, high
+
+
+def other_model(
+    model: str, device: torch.device, pipeline: bool, trust: bool, sampler_kwargs: dict[str, Any]
+) -> Subject:
+    """--model=LIBRARY:FOLDER, sampled by EDM's samplers or by its own pipeline."""
+    library, _, folder = model.partition(":")
+    if library != "diffusers" or not folder:
+        raise click.UsageError(f"--model={model} is not LIBRARY:FOLDER; the one library is diffusers.")
+    from diffmem import adapters
+
+    if not pipeline:
+        return model_subject(
+            library, folder, device, lambda: adapters.from_diffusers(folder, device=device, trust=trust)
+        )
+    wrong = [name for name, value in sampler_kwargs.items() if value is not None and name != "num_steps"]
+    if wrong:
+        raise click.UsageError(f"Of the sampler's options --pipeline takes --steps only, not {wrong[0]}.")
+    steps = sampler_kwargs.get("num_steps")
+
+    def load() -> torch.nn.Module:
+        return adapters.PipelineSamples(adapters.load_pipeline(folder, trust=trust), steps, device)
+
+    return model_subject(library, folder, device, load, sampled_by="its pipeline")
+
+
+def highest(evaluator: Evaluator) -> float:
+    """The highest ratio that an evaluator has found; -1 if it could measure nothing."""
+    return max((record["ratio"] for record in evaluator.records.values()), default=-1.0)
 
 
 def first_above(subjects: Iterable[Subject], evaluator: Evaluator) -> Iterator[Subject]:
@@ -341,6 +489,8 @@ def gap_meter(
 def describe(record: dict[str, Any], task: Task, note: str = "") -> str:
     """The lines that report a record: its ratio, and what else was asked for; `note` ends the first."""
     name = f"kimg {record['kimg']:06d}" if record["kimg"] is not None else "optimum"
+    if record.get("source"):
+        name = record["snapshot"]
     note = f"  ({setting(record, 'precision')}){note}" if setting(record, "precision") != "fp32" else note
     text = f"{name}  R_mem {_percent(record)}  mean distance {record['mean_distance']:.3f}"
     if "sequential" in record:

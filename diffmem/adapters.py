@@ -11,7 +11,7 @@ that such a network knows. With x = y + sigma_t n, and the network's input x_t =
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from diffmem.denoiser import Denoiser
+from memorization.measure.samples import to_images
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")  # diffusers' names
 
@@ -170,3 +171,32 @@ def _parts(source: str | os.PathLike, trust: bool, download: bool) -> tuple[Any,
 def _device(predict: Any) -> torch.device | str:
     first = next(iter(predict.parameters()), None) if isinstance(predict, torch.nn.Module) else None
     return first.device if first is not None else "cpu"
+
+
+class PipelineSamples(torch.nn.Module):
+    """What a diffusers pipeline itself makes, an image per seed, for `measure_network`.
+
+    Parameters
+    ----------
+    pipeline : unconditional, on pixels
+    steps : num_inference_steps; None: the pipeline's default
+    """
+
+    label_dim = 0
+
+    def __init__(self, pipeline: Any, steps: int | None = None, device: torch.device | str = "cpu"):
+        super().__init__()
+        size = pipeline.unet.config.sample_size
+        self.img_channels, self.img_resolution = pipeline.unet.config.out_channels, size
+        self.pipeline, self._how = pipeline.to(device), {} if steps is None else {"num_inference_steps": steps}
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def made(self, seeds: Sequence[int], batch: int, ends: Sequence[int] = ()) -> Iterator[tuple[list[int], Tensor]]:
+        """As `training.generation.generate_images`: (seeds, images), images uint8 [b, C, H, W]."""
+        for start, end in zip([0, *ends], [*ends, len(seeds)]):
+            for first in range(start, end, batch):
+                some = [int(seed) for seed in seeds[first : min(first + batch, end)]]
+                generators = [torch.Generator().manual_seed(seed) for seed in some]
+                made = self.pipeline(batch_size=len(some), generator=generators, output_type="np", **self._how).images
+                yield some, torch.from_numpy(np.ascontiguousarray(to_images(made, value_range=(0, 1))))

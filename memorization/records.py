@@ -23,12 +23,12 @@ from memorization.stats.intervals import wilson_interval
 
 # A record is one measurement of one snapshot. Two with equal settings are the same measurement done
 # twice; an earlier one still holds while the contents of snapshot and reference are the same too.
-SETTINGS = ("snapshot", "optimum", "seeds", "class", "sampler", "reference", "reference_size", "adaptive", "precision",
-            "compile")  # fmt: skip
+SETTINGS = ("snapshot", "optimum", "source", "seeds", "class", "sampler", "reference", "reference_size", "adaptive",
+            "precision", "compile", "labels")  # fmt: skip
 CONTENTS = ("snapshot_sha256", "reference_sha256")
 
 # What decides the row of a seed, its distances to the nearest images: such rows can be used again.
-_ROWS = ("optimum", "class", "sampler", *CONTENTS)
+_ROWS = ("optimum", "source", "class", "sampler", *CONTENTS)
 
 # What holds for records that were written before these settings were.
 _DEFAULTS = {"precision": "fp32", "compile": False}
@@ -50,6 +50,8 @@ def make_settings(
     adaptive: dict[str, Any] | None = None,  # settings of a sequential test; None: all seeds are measured
     precision: str = "fp32",  # in which the network computed, see `training.precision`
     compile: bool = False,  # it was compiled, and rounded differently
+    source: dict[str, Any] | None = None,  # of images or a model of another program; None: a snapshot or an optimum
+    labels: dict[str, Any] | None = None,  # what the user says of it, for curves
 ) -> dict[str, Any]:
     """The part of a record that is known before the measurement: `SETTINGS` and `CONTENTS`.
 
@@ -73,7 +75,8 @@ def make_settings(
         "precision": precision,
         "compile": compile,
     }
-    return settings if adaptive is None else {**settings, "adaptive": adaptive}
+    more = {"adaptive": adaptive, "source": source, "labels": labels or None}
+    return settings | {key: value for key, value in more.items() if value is not None}
 
 
 def find_record(

@@ -48,9 +48,13 @@ def test_every_form_holds_the_same_images(images, tmp_path):
 
 def test_batches_are_those_of_generated_images(tmp_path):
     np.save(tmp_path / "x.npy", DIGITS[:10])
-    found = list(Samples(tmp_path / "x.npy", (1, 8, 8)).batches([0, 3, 4, 9], 3))
+    found = list(Samples(tmp_path / "x.npy", (1, 8, 8)).made([0, 3, 4, 9], 3))
     assert [rows for rows, _ in found] == [[0, 3, 4], [9]]
     assert (torch.cat([images for _, images in found]).numpy() == DIGITS[[0, 3, 4, 9]]).all()
+    found = list(Samples(tmp_path / "x.npy", (1, 8, 8)).made(range(7), 3, ends=[2, 6]))
+    assert [rows for rows, _ in found] == [[0, 1], [2, 3, 4], [5], [6]]
+    with pytest.raises(ValueError, match="holds 10 images"):
+        list(Samples(tmp_path / "x.npy", (1, 8, 8)).made([10], 3))
 
 
 def test_what_was_done_to_the_training_images(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memorization.measure.samples import read_array
 from torch_utils import distributed
 from training.dataset import ImageFolderDataset
 from training.fingerprint import array_sha256
@@ -151,6 +152,10 @@ class ImageSet(NamedTuple):
     def read(cls, path: str | os.PathLike, *, cond: bool = False) -> "ImageSet":
         """Read a dataset zip or folder or a .npz as `load_optimum` does, with integer labels if `cond`."""
         path = os.fspath(path)
+        if path.lower().endswith(".npy"):
+            if cond:
+                raise ValueError(f'"{path}" holds no labels; a .npz with images and labels, or a dataset, can.')
+            return cls(path, read_array(path))
         if not path.lower().endswith(".npz"):
             data = ImageFolderDataset(path, use_labels=cond)
             labels = data.labels()

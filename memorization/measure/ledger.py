@@ -59,6 +59,8 @@ class Ledger:
             adaptive=self.task.adaptive,
             precision=precision,
             compile=self.task.compile,
+            source=subject.source,
+            labels=dict(self.task.labels),
         )
 
     def find(self, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -75,6 +75,8 @@ class SnapshotMeter:
 
     def _prepare(self, net: torch.nn.Module) -> torch.nn.Module:
         """The network as it is to compute. It is compiled once: the next snapshot hands over its weights."""
+        if hasattr(net, "made"):  # nothing computes
+            return net
         if self._compiled is not None and self._compiled.take(net):
             return self._compiled
         prepared = prepare_denoiser(net, self.task.precision, self.task.compile)

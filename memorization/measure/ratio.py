@@ -102,7 +102,7 @@ def check_network(
     class_idx: int | None = None,
 ) -> None:
     """Raise ValueError if the network's images have another shape, or `class_idx` is none of its classes."""
-    expected = (net.img_channels, net.img_resolution, net.img_resolution)
+    expected = getattr(net, "image_shape", (net.img_channels, net.img_resolution, net.img_resolution))
     if tuple(shape) != expected:
         raise ValueError(
             f"The network makes images [C, H, W] = {list(expected)}, the reference for nearest neighbours "
@@ -181,10 +181,12 @@ def measure_network(
         chunks.append((known, missing, split_seeds(missing.tolist())))
     # One generator for all of them: a GPU is at the next images while these are compared.
     shares = [share for _, _, share in chunks]
-    generated = generate_images(
-        net, [seed for share in shares for seed in share], batch=batch,
-        ends=list(itertools.accumulate(map(len, shares))), class_idx=class_idx, sampler_kwargs=sampler_kwargs or {},
-    )  # fmt: skip
+    how = dict(batch=batch, ends=list(itertools.accumulate(map(len, shares))))
+    every = [seed for share in shares for seed in share]
+    if hasattr(net, "made"):  # they are there already, or made in another way
+        generated = net.made(every, **how)
+    else:
+        generated = generate_images(net, every, class_idx=class_idx, sampler_kwargs=sampler_kwargs or {}, **how)
     arrays, images = {}, None
     for known, missing, share in chunks:
         found = [part for part in (arrays, known) if len(part.get("seeds", ()))]

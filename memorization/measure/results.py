@@ -36,6 +36,7 @@ class Task:
     confidence: float = 0.95  # of that decision
     precision: str | None = None  # in which the network computes, see training.precision; None: its own
     compile: bool = False
+    labels: Sequence[tuple[str, Any]] = ()  # key and value, for the record
 
     @property
     def adaptive(self) -> dict[str, float] | None:

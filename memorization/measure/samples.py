@@ -180,11 +180,20 @@ class Samples:
             images[i] = self._fit(array[0] if len(array) == 1 else array.transpose(1, 2, 0), what)
         return images
 
-    def batches(self, rows: Sequence[int], batch: int) -> Iterator[tuple[list[int], Tensor]]:
-        """As `training.generation.generate_images`: (rows, images), images uint8 [b, C, H, W]."""
-        for start in range(0, len(rows), batch):
-            some = [int(row) for row in rows[start : start + batch]]
-            yield some, torch.from_numpy(self.images(some))
+    def made(self, seeds: Sequence[int], batch: int, ends: Sequence[int] = ()) -> Iterator[tuple[list[int], Tensor]]:
+        """As `training.generation.generate_images`: (rows, images), images uint8 [b, C, H, W]; no batch crosses `ends`.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer images than the seeds ask for.
+        """
+        if len(seeds) and max(seeds) >= self._count:
+            raise ValueError(f'"{self.path}" holds {self._count} images; --seeds asks for number {max(seeds)}.')
+        for start, end in zip([0, *ends], [*ends, len(seeds)]):
+            for first in range(start, end, batch):
+                some = [int(row) for row in seeds[first : min(first + batch, end)]]
+                yield some, torch.from_numpy(self.images(some))
 
     def _fit(self, image: np.ndarray, what: str) -> np.ndarray:
         """uint8 [h, w] or [h, w, 3] -> [C, H, W]."""

@@ -1,8 +1,9 @@
-"""What is measured: the snapshots of a run, or the closed-form optimum of a dataset in their place."""
+"""What is measured: the snapshots of a run, the optimum of a dataset, or images and models of other programs."""
 
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from dnnlib.limits import parse_json
 from dnnlib.util import fetch
+from memorization.measure.samples import Fit, Samples
 from torch_utils import distributed as dist
 from training.optim import load_optimum
 from training.run.state import NAME as RUN_STATE
@@ -28,10 +30,14 @@ class Subject:
     kimg: int | None  # None: not trained
     optimum: str | None  # "unconditional" or "class-conditional" optimum; None: a trained network
     load: Callable[[], tuple[torch.nn.Module, dict[str, Any]]]  # the network, and the header of its snapshot
+    source: dict[str, Any] | None = None  # where the images are from, if not from a snapshot of ours: for the record
+    size: int | None = None  # number of its images; None: as many as are asked for
 
     @property
     def name(self) -> str:
-        """What files about it are called: network-snapshot-KIMG, or optimum-NAME."""
+        """What files about it are called: network-snapshot-KIMG, optimum-NAME, images-NAME or model-NAME."""
+        if self.source is not None:
+            return f"{self.source['kind']}-{self.path.stem if self.path.is_file() else self.path.name}"
         return self.path.stem if self.optimum is None else f"optimum-{self.path.stem}"
 
 
@@ -152,3 +158,38 @@ def optimum_subject(path_or_url: str, device: torch.device | str, cond: bool = F
     path = fetch(path_or_url)
     net = load_optimum(path, device, cond=cond)
     return Subject(path, None, "class-conditional" if cond else "unconditional", lambda: (net, {}))
+
+
+def image_subjects(
+    paths: Sequence[str | os.PathLike],
+    like: Sequence[int],  # (C, H, W) of the training images
+    fit: Fit,
+) -> list[Subject]:
+    """Images that any model has made, one subject per folder, zip or array; see `Samples`.
+
+    Raises
+    ------
+    OSError, ValueError
+        If there are no images, they do not fit, or two of the paths have one name.
+    """
+    subjects = []
+    for path in paths:
+        samples = Samples(path, like, fit)
+        number = re.search(r"(?:kimg|snapshot|step|checkpoint)\D?(\d+)", samples.path.stem)
+        source = {"kind": "images", "path": str(samples.path.resolve()), **fit.record()}
+        source |= {"checkpoint": int(number[1])} if number else {}
+        subjects.append(Subject(samples.path, None, None, lambda net=samples: (net, {}), source, len(samples)))
+    names = [subject.name for subject in subjects]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f'Two of the --images are called "{name.partition("-")[2]}"; rename one, or use two logs.')
+    return subjects
+
+
+def model_subject(
+    kind: str, path: str, device: torch.device | str, load: Callable[[], torch.nn.Module], **how: Any
+) -> Subject:
+    """A network of another library, loaded at once; `how` it is sampled goes into the record."""
+    net = load()
+    source = {"kind": "model", "library": kind, "path": str(Path(path).resolve()), **how}
+    return Subject(Path(path), None, None, lambda: (net.to(device), {}), source)

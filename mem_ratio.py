@@ -418,10 +418,11 @@ def other_model(
         return model_subject(
             library, folder, device, lambda: adapters.from_diffusers(folder, device=device, trust=trust)
         )
-    wrong = [name for name, value in sampler_kwargs.items() if value is not None and name != "num_steps"]
+    source = click.get_current_context().get_parameter_source
+    wrong = [name for name in sampler_kwargs if source(name) != ParameterSource.DEFAULT and name != "num_steps"]
     if wrong:
         raise click.UsageError(f"Of the sampler's options --pipeline takes --steps only, not {wrong[0]}.")
-    steps = sampler_kwargs.get("num_steps")
+    steps = sampler_kwargs["num_steps"] if source("num_steps") != ParameterSource.DEFAULT else None
 
     def load() -> torch.nn.Module:
         return adapters.PipelineSamples(adapters.load_pipeline(folder, trust=trust), steps, device)

@@ -11,7 +11,9 @@ libraries into denoisers that `sample`, `gap` and `measure` understand.
 """
 
 from diffmem import _checkout  # noqa: F401, I001  first: it makes the packages of a checkout importable
-from diffmem.api import Measurement, Optimum, gap, measure, sample
+from diffmem.api import Emm, Measurement, Optimum, Run, emm, gap, load_run, measure, records, sample
 from diffmem.denoiser import Denoiser
 
-__all__ = ["Denoiser", "Measurement", "Optimum", "gap", "measure", "sample"]
+__all__ = [
+    "Denoiser", "Emm", "Measurement", "Optimum", "Run", "emm", "gap", "load_run", "measure", "records", "sample",
+]  # fmt: skip

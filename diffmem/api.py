@@ -4,18 +4,21 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from memorization.curve.lines import curve_lines
 from memorization.measure.criteria import THRESHOLD, memorized
 from memorization.measure.gap import Gap, gap_to_optimum
 from memorization.measure.knn import Neighbors
 from memorization.measure.ratio import check_reference
 from memorization.measure.samples import ARRAYS, Fit, Samples, read_array, to_images
 from memorization.plots import neighbour_grid, ratio_histogram
+from memorization.runs import Run, read_run
 from memorization.stats.intervals import wilson_interval
 from training.dataset import ImageFolderDataset
 from training.generation import generate_images
@@ -263,3 +266,88 @@ def _training(images: Images, value_range: tuple[float, float] | None, layout: s
     if os.fspath(images).lower().endswith(ARRAYS):
         return read_array(images, value_range)
     return ImageFolderDataset(images).images()
+
+
+@dataclass(frozen=True)
+class Emm:
+    """EMM, the training-set size at which R_mem falls below the level, with its interval.
+
+    Attributes
+    ----------
+    size : |D|; None where the ratios do not cross the level
+    low, high : ends of the interval; None where it is open
+    verdict : "at", "below" (the smallest size) or "at least" (the largest)
+    images_only : the interval knows of the generated images alone, not of how training seeds differ
+    notes : sentences on what was assumed
+    """
+
+    size: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    verdict: str
+    images_only: bool
+    notes: tuple[str, ...]
+
+
+def emm(
+    sizes: Sequence[int],
+    memorized: Sequence[int],
+    samples: Sequence[int],
+    *,
+    level: float = 0.9,
+    confidence: float = 0.95,
+    seed_sd: float | None = None,
+) -> Emm:
+    """EMM of runs on training sets of these sizes (Gu et al. 2023, Definition 1), with an interval.
+
+    Parameters
+    ----------
+    sizes : |D| of each run; several runs of a size are its training seeds
+    memorized, samples : numbers of memorized and of all generated images of each run
+    level : 1 - epsilon
+    confidence : of the interval
+    seed_sd : how much seeds differ, standard deviation of logit R_mem; None: from sizes with several runs
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ, or a number is out of range.
+    """
+    if not len(sizes) == len(memorized) == len(samples) or not len(sizes):
+        raise ValueError(f"EMM needs as many sizes as numbers, not {len(sizes)}, {len(memorized)} and {len(samples)}.")
+    runs = []
+    for i, (size, m, n) in enumerate(zip(sizes, memorized, samples)):
+        if not 0 <= m <= n or n < 1 or size < 1:
+            raise ValueError(f"{m} of {n} memorized images at |D| = {size} is no measurement.")
+        options = {"dataset_kwargs": {"max_size": int(size)}, "total_nimg": 0, "network_kwargs": {}}
+        record = {"kimg": 0, "num_memorized": int(m), "num_samples": int(n)}
+        runs.append(Run(Path(f"run-{i}"), options, (record,), (record,)))
+    [line], _ = curve_lines(runs, level=level, confidence=confidence, seed_sd=seed_sd)
+
+    def end(place: Any) -> float | None:
+        return place.size if place.verdict == "at" else None
+
+    return Emm(
+        end(line.emm), end(line.emm_low), end(line.emm_high), confidence, line.emm.verdict, line.images_only,
+        tuple(line.notes),
+    )  # fmt: skip
+
+
+def load_run(path: str | os.PathLike) -> Run:
+    """A measured run folder: its options, records and snapshots; see `memorization.runs.Run`.
+
+    `diffmem.records(run)` gives a row per measured snapshot.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it is no run folder, or nothing was measured in it.
+    """
+    return read_run(path)
+
+
+def records(run: Run) -> Any:
+    """A row per measured snapshot that counts: a pandas data frame where pandas is installed, else a list of dicts."""
+    keys = ("kimg", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "mean_distance")
+    return table({key: [record.get(key) for record in run.counted] for key in keys})

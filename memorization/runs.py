@@ -219,6 +219,8 @@ def read_run(path: str | os.PathLike) -> Run:
         If the files do not hold what is needed.
     """
     path = Path(path)
+    if not (path / OPTIONS).exists() and (records := _other_records(path)):
+        return _other_run(path, records)
     try:
         options = parse_json((path / OPTIONS).read_bytes())
         size, total_nimg = options["dataset_kwargs"]["max_size"], options["total_nimg"]
@@ -252,7 +254,7 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path
     """Find the measured runs at and below the given folders.
 
     A run folder has a `training_options.json`; it is measured once `mem_ratio.py` has left a
-    `mem_traj.jsonl` in it.
+    `mem_traj.jsonl` in it. A folder with measurements of images or models of other programs counts, too.
 
     Returns
     -------
@@ -272,7 +274,7 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path
         for folder, _, files in os.walk(path):
             options, records = OPTIONS in files, jsonl_path(LOG).name in files
             snapshots = any(name.startswith("network-snapshot-") for name in files)
-            if options and records:
+            if records and (options or _other_records(Path(folder))):
                 runs.setdefault(os.path.realpath(folder), Path(folder))
             elif options or (snapshots and Path(folder).name != "knn-dist"):
                 missing = "not measured yet; run mem_ratio.py on it" if not records else f"no {OPTIONS}"
@@ -280,8 +282,44 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path
     return sorted(runs.values()), dict(sorted(left_out.values()))
 
 
+def _other_records(path: Path) -> list[dict[str, Any]]:
+    """Measurements in a folder of images or models of other programs (`mem_ratio.py --images`, `--model`)."""
+    jsonl = jsonl_path(path / LOG)
+    return [r for r in read_trajectory(jsonl, report=lambda _: None) if r.get("source")] if jsonl.exists() else []
+
+
+def _other_run(path: Path, records: list[dict[str, Any]]) -> Run:
+    """Such a folder as a run: |D| is the size of the reference, each source one snapshot, the labels are options.
+
+    Nothing is known of the training: epochs are 0, and `kimg` counts the checkpoints where their names do not say.
+
+    Raises
+    ------
+    ValueError
+        If the records are of different references or have different labels.
+    """
+    last = records[-1]
+    for key in ("reference_sha256", "labels"):
+        if any(record.get(key) != last.get(key) for record in records):
+            what = "training sets" if key != "labels" else "--label"
+            raise ValueError(f'"{path}" holds measurements with different {what}; give each a --log of its own.')
+    names = list(dict.fromkeys(record["snapshot"] for record in records))
+    known = [record["source"].get("checkpoint") for record in records]
+    records = [
+        dict(record, kimg=number if None not in known else names.index(record["snapshot"]))
+        for record, number in zip(records, known)
+    ]
+    options = {
+        "dataset_kwargs": {"path": last["reference"], "max_size": last["reference_size"]},
+        "dataset_sha256": last["reference_sha256"], "total_nimg": 0, "network_kwargs": {},
+        "source": last["source"]["kind"], **(last.get("labels") or {}),
+    }  # fmt: skip
+    counted = {record["snapshot"]: record for record in records}  # the last measurement of each source
+    return Run(path, options, tuple(records), tuple(sorted(counted.values(), key=lambda r: r["kimg"])))
+
+
 def by_settings(
-    records: Iterable[dict[str, Any]], *, apart_from: Sequence[str] = ("snapshot",)
+    records: Iterable[dict[str, Any]], *, apart_from: Sequence[str] = ("snapshot", "source")
 ) -> list[list[dict[str, Any]]]:
     """Records that were measured in the same way: with equal `SETTINGS`, those aside that are named."""
     ways: dict[str, list[dict[str, Any]]] = {}
@@ -306,7 +344,7 @@ def records_that_count(records: Sequence[dict[str, Any]], size: int) -> list[dic
 
     full = by_settings(r for r in records if not r.get("adaptive"))
     early = by_settings(  # each may stop at its own seed
-        (r for r in records if r.get("adaptive")), apart_from=("snapshot", "seeds", "adaptive")
+        (r for r in records if r.get("adaptive")), apart_from=("snapshot", "source", "seeds", "adaptive")
     )
     full = max(reversed(full), key=rank, default=[])
     early = max(reversed(early), key=lambda g: (*rank(g)[:2], len(g)), default=[])

@@ -447,8 +447,8 @@ def test_class_conditional_optimum(digits_zip, run_cli, tmp_path, kind):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ([], 2, "Give either --expdir"),
-        (["--expdir=x", "--network=y.zip", "--log=out/l.log"], 2, "Give either --expdir"),
+        ([], 2, "--expdir, the folder of a run"),
+        (["--expdir=x", "--network=y.zip", "--log=out/l.log"], 2, "--expdir, the folder of a run"),
         (["--expdir=x"], 2, "--expdir needs --knn-ref"),
         (["--expdir=x", "--knn-ref=y.zip", "--cond=1"], 2, "--cond belongs to --network"),
         (["--network=ours.zip"], 2, "--network needs --log"),

@@ -2,7 +2,7 @@
 
 Queries are near-copies of the reference images (each pixel moved by up to 8 grey levels), images that have nothing to
 do with them, and noise. Prints the seconds of both, their ratio, in how many queries the neighbours of float32 cdist
-differ, and how many results were checked against a brute force in float64.
+differ, and how many results were checked against the plain definition.
 """
 
 import resource
@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from dnnlib.cli import report_errors
-from memorization.measure.knn import Neighbors
+from memorization.measure.knn import Neighbors, plain_neighbors
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
 from training.options import device_option
 
 _PLAIN = 2000  # queries per torch.cdist: among the fastest, and its distances to 60,000 images take 0.5 GB
-_CHECKED = 50  # queries of each kind that are compared with a brute force
+_CHECKED = 50  # queries of each kind that are compared with the plain definition
 
 
 class PlainSearch:
@@ -38,14 +38,6 @@ class PlainSearch:
             distance.append(d.cpu().numpy())
             index.append(i.cpu().numpy())
         return np.concatenate(distance) / self.reference.shape[1] ** 0.5, np.concatenate(index)
-
-
-def brute_force(images: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """In float64, one image at a time; ties in the order of the indices."""
-    y = reference.reshape(len(reference), -1).astype(np.float64)
-    squared = np.stack([np.square(x - y).sum(axis=1) for x in images.reshape(len(images), -1).astype(np.float64)])
-    index = np.argsort(squared, axis=1, kind="stable")[:, :k]
-    return np.sqrt(np.take_along_axis(squared, index, axis=1) / y.shape[1]), index
 
 
 def make_queries(reference: np.ndarray, others: np.ndarray | None, n: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -107,7 +99,7 @@ def main(data: str, others: str | None, queries: int, k: int, repeats: int, devi
     click.echo(f"{'':<12} {'ours, s':>8} {'cdist, s':>9} {'ratio':>6} {'+ prepare':>10} {'differ':>7} {'checked':>8}")
     for kind, images in kinds.items():
         found, rounded = neighbors.query(images, k), plain.query(images, k)
-        for value, expected in zip(found, brute_force(images[:_CHECKED], reference, k)):
+        for value, expected in zip(found, plain_neighbors(images[:_CHECKED], reference, k)):
             np.testing.assert_allclose(value[:_CHECKED], expected, rtol=1e-14)
         ours, other = fastest(
             [lambda images=images: neighbors.query(images, k), lambda images=images: plain.query(images, k)],

@@ -5,19 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import cdist
 
 from memorization import plots
 from memorization.measure import ratio
 from memorization.measure.criteria import CRITERIA, THRESHOLD, make_criterion, memorized, other_distance, threshold_at
-
-
-def brute_force(images, reference, k):
-    """Nearest neighbours in float64, ties by index: distance [n, k], index [n, k]."""
-    pixels = reference[0].size
-    d = cdist(images.reshape(-1, pixels).astype(float), reference.reshape(-1, pixels).astype(float))
-    index = np.argsort(d, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(d, index, axis=1), index
+from memorization.measure.knn import plain_neighbors
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +75,8 @@ def test_authenticity():
 @pytest.mark.parametrize("name", CRITERIA)
 def test_copies_and_unseen_images(mixed, name):
     images, reference = mixed
-    distance, index = brute_force(images, reference, 50)
-    other = other_distance(index[:, 0], reference, lambda points, k: brute_force(points, reference, k))
+    distance, index = plain_neighbors(images, reference, 50)
+    other = other_distance(index[:, 0], reference, lambda points, k: plain_neighbors(points, reference, k))
     flags = CRITERIA[name].flags(distance, other)
     assert flags[:40].all()
     # Of unseen digits hardly any are as near as copies; half of them are nearer than another training image.
@@ -99,7 +91,7 @@ def test_other_distance(digits):
 
     def search(points, k):
         calls.append((len(points), k))
-        return brute_force(points, reference, k)
+        return plain_neighbors(points, reference, k)
 
     expected = []
     for row in nearest:
@@ -114,8 +106,8 @@ def test_other_distance(digits):
 
 def test_unit_does_not_matter(mixed):
     images, reference = mixed
-    distance, index = brute_force(images, reference, 50)
-    other = other_distance(index[:, 0], reference, lambda points, k: brute_force(points, reference, k))
+    distance, index = plain_neighbors(images, reference, 50)
+    other = other_distance(index[:, 0], reference, lambda points, k: plain_neighbors(points, reference, k))
     for criterion in CRITERIA.values():
         np.testing.assert_allclose(criterion.score(distance / 64, other / 64), criterion.score(distance, other))
         np.testing.assert_array_equal(
@@ -142,8 +134,8 @@ def test_calibration_transfers(digits):
     order = np.random.default_rng(0).permutation(len(digits))
     reference, first, second = np.split(digits[order], [897, 1347])
     criterion = CRITERIA["ratio"]
-    threshold = threshold_at(criterion.score(brute_force(first, reference, 2)[0]), 0.05)
-    flags = make_criterion("ratio", threshold).flags(brute_force(second, reference, 2)[0])
+    threshold = threshold_at(criterion.score(plain_neighbors(first, reference, 2)[0]), 0.05)
+    flags = make_criterion("ratio", threshold).flags(plain_neighbors(second, reference, 2)[0])
     assert 0.02 < flags.mean() < 0.09
 
 

@@ -5,11 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from test_knn import check, check_vectors
 from test_optim import LABELS, NEAR, crowd
 from test_training import last_snapshot, stats
 
 import training.optim
 import training.optim_dense
+from memorization.measure import knn_dense
+from memorization.measure.knn import Neighbors
 from training.generation import generate_images
 from training.networks import build_network
 from training.optim import OptimEDM, load_optimum
@@ -147,3 +150,54 @@ def test_sampling_in_every_precision(precision, compile):
         images = [torch.cat([x for _, x in part]).int() for part in (exact, other)]
         assert (images[0] - images[1]).abs().float().mean() < (1 if precision == "fp32" else 4)
     assert not torch.backends.cudnn.allow_tf32
+
+
+# ----------------------------------------------------------------------------
+# Nearest neighbours.
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 50])
+def test_neighbors_equal_the_definition(k, streamed, monkeypatch):
+    """Near-copies, duplicates and noise; float32 products may round to TF32 elsewhere in the process."""
+    monkeypatch.setattr(knn_dense._Dense, "_fits", lambda self: not streamed)
+    random = np.random.RandomState(k)
+    noise = random.randint(0, 256, (5001, 3, 10, 11), dtype=np.uint8)  # dimensions that are no multiple of 8
+    reference = np.concatenate([noise, noise[:70], noise[:70] // 2 * 2])
+    images = np.concatenate([noise[:150], random.randint(0, 256, (51, 3, 10, 11), dtype=np.uint8)])
+    vectors = random.randn(4003, 100).astype(np.float32)
+    torch.set_float32_matmul_precision("high")
+    try:
+        for block in (None, 1000):
+            check(images, reference, k, device="cuda", block=block)
+            check_vectors(np.concatenate([vectors[:200] + 1e-3, vectors[:5]]), vectors, k, device="cuda", block=block)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    check(images[:3], reference[:20], 20, device="cuda")
+
+
+@pytest.mark.parametrize("kind", ["images", "vectors"])
+def test_dense_neighbors_do_not_wait(kind, monkeypatch):
+    """CUDA itself raises an error at a wait; one look at the result is allowed for vectors."""
+    random = np.random.RandomState(0)
+    reference = torch.from_numpy(random.randint(0, 256, (3000, 1, 16, 16), dtype=np.uint8)).cuda()
+    reference = reference if kind == "images" else reference.flatten(1).float() + torch.randn(3000, 256).cuda()
+    part = Neighbors(reference)._part
+    queries = reference[:100].flatten(1).contiguous()
+    expected = part.search(queries, 2)
+    looks = []
+    real = torch.Tensor.nonzero
+
+    def look(self, *args):
+        torch.cuda.set_sync_debug_mode("default")
+        looks.append(real(self, *args))
+        torch.cuda.set_sync_debug_mode("error")
+        return looks[-1]
+
+    monkeypatch.setattr(torch.Tensor, "nonzero", look)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = part.search(queries, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(looks) == (kind == "vectors") and all(map(torch.equal, found, expected))

@@ -1,6 +1,7 @@
 """Nearest neighbours: the reference numbers, and a brute force in integers on real and awkward data."""
 
 import gzip
+import itertools
 import os
 import subprocess
 import sys
@@ -9,30 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import digit_images
+from builders import Operations, digit_images
 
-from memorization.measure import knn
-from memorization.measure.knn import Neighbors, nearest_neighbors
+from memorization.measure import knn, knn_dense
+from memorization.measure import knn_products as products
+from memorization.measure.knn import Neighbors, nearest_neighbors, plain_neighbors
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).parent / "reference" / "knn.npz"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
-def brute_force(images, reference, k):
-    """All distances in 64-bit integers; a stable sort leaves ties in the order of their indices."""
-    a, b = (x.reshape(len(x), -1).astype(np.int64) for x in (images, reference))
-    squared = np.stack([((row - b) ** 2).sum(axis=1) for row in a])
-    index = np.argsort(squared, axis=1, kind="stable")[:, :k]
-    return np.sqrt(np.take_along_axis(squared, index, axis=1) / a.shape[1]), index
-
-
 def check(images, reference, k=2, **kwargs):
-    distance, index = nearest_neighbors(images, reference, k, **kwargs)
-    expected_distance, expected_index = brute_force(images, reference, k)
-    assert distance.dtype == np.float64 and index.dtype == np.int64
-    np.testing.assert_array_equal(index, expected_index)
-    np.testing.assert_allclose(distance, expected_distance, rtol=1e-15, atol=0)
+    """Both ways of searching equal the definition."""
+    expected_distance, expected_index = plain_neighbors(images, reference, k)
+    for dense in (True, False):
+        distance, index = nearest_neighbors(images, reference, k, dense=dense, **kwargs)
+        assert distance.dtype == np.float64 and index.dtype == np.int64
+        np.testing.assert_array_equal(index, expected_index)
+        np.testing.assert_allclose(distance, expected_distance, rtol=1e-15, atol=0)
     return distance, index
 
 
@@ -40,8 +36,8 @@ def check(images, reference, k=2, **kwargs):
 def arithmetic(request, monkeypatch):
     """Both ways to multiply pixels: int8 where that is exact and fast, and float32."""
     if request.param == "float32":
-        monkeypatch.setattr(knn, "_int8_works", lambda device: False)
-    elif not knn._int8_works(torch.device("cpu")):
+        monkeypatch.setattr(products, "int8_works", lambda device: False)
+    elif not products.int8_works(torch.device("cpu")):
         pytest.skip("no fast exact int8 product here")
 
 
@@ -130,7 +126,7 @@ def test_norms_of_all_sizes():
 )
 def test_limits_do_not_matter(digits, limits, arithmetic, monkeypatch):
     for name, value in limits.items():
-        monkeypatch.setattr(knn, name, value)
+        monkeypatch.setattr(knn if hasattr(knn, name) else products, name, value)
     check(digits[:50], digits[30:330], k=4)
 
 
@@ -164,14 +160,14 @@ def test_sums_beyond_32_bits(arithmetic):
 
 def test_int8_products_are_exact():
     """Whatever the shape, also of slices of wider matrices; the probe that decides did not see these."""
-    if not knn._int8_works(torch.device("cpu")):
+    if not products.int8_works(torch.device("cpu")):
         pytest.skip("no fast exact int8 product here")
     for dim in (16, 32, 784):
         for q in (1, 2, 17, 64):
             for r in (1, 2, 31, 64):
                 a = torch.randint(-128, 128, (q, dim + 16), dtype=torch.int8)[:, :dim]
                 b = torch.randint(-128, 128, (r, dim + 16), dtype=torch.int8)[:, 16:]
-                product = knn._int8_product(a, b, torch.empty(q, r, dtype=torch.int32))
+                product = products.int8_product(a, b, torch.empty(q, r, dtype=torch.int32))
                 assert torch.equal(product.to(torch.int64), a.to(torch.int64) @ b.to(torch.int64).T), (q, r, dim)
 
 
@@ -185,9 +181,9 @@ def test_a_saturating_or_missing_int8_product_is_not_used(monkeypatch):
 
     for function in (saturating, refusing):
         monkeypatch.setattr(torch, "_int_mm", function)
-        assert not knn._int8_works.__wrapped__(torch.device("cpu"))
+        assert not products.int8_works.__wrapped__(torch.device("cpu"))
     monkeypatch.delattr(torch, "_int_mm")
-    assert not knn._int8_works.__wrapped__(torch.device("cpu"))
+    assert not products.int8_works.__wrapped__(torch.device("cpu"))
 
 
 def test_exactly_k_reference_images(digits):
@@ -225,14 +221,15 @@ def test_memory_mapped_reference_is_neither_copied_nor_written(digits, tmp_path)
     np.testing.assert_array_equal(neighbors.query(digits[:9])[1], nearest_neighbors(digits[:9], digits[:300])[1])
 
 
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_self_query(digits, k):
+def test_self_query(digits, k, dense):
     """Digits, twice each, one of them six times: a row is no neighbour of itself, its copies are."""
     reference = np.concatenate([digits[:40], digits[:40], np.repeat(digits[:1], 4, axis=0)])
-    distance, index = Neighbors(reference, block=32).self_query(k)
+    distance, index = Neighbors(reference, block=32, dense=dense).self_query(k)
     for i in range(len(reference)):
         others = np.delete(np.arange(len(reference)), i)
-        expected_distance, expected_index = brute_force(reference[i : i + 1], reference[others], k)
+        expected_distance, expected_index = plain_neighbors(reference[i : i + 1], reference[others], k)
         np.testing.assert_array_equal(index[i], others[expected_index[0]])
         np.testing.assert_allclose(distance[i], expected_distance[0], rtol=1e-15)
     assert distance[0, 0] == 0 and index[0, 0] == 40
@@ -270,12 +267,13 @@ def test_memory():
 
 
 def check_vectors(queries, reference, k=2, rtol=1e-14, **kwargs):
-    distance, index = nearest_neighbors(queries, reference, k, **kwargs)
-    assert distance.dtype == np.float64 and index.dtype == np.int64
-    expected = np.stack([np.sqrt(((x - reference.astype(np.float64)) ** 2).sum(1)) for x in queries.astype(np.float64)])
-    expected_index = np.argsort(expected, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(index, expected_index)
-    np.testing.assert_allclose(distance, np.take_along_axis(expected, expected_index, axis=1), rtol=rtol, atol=0)
+    expected_distance, expected_index = plain_neighbors(queries, reference, k)
+    found = [nearest_neighbors(queries, reference, k, dense=dense, **kwargs) for dense in (True, False)]
+    for distance, index in found:
+        assert distance.dtype == np.float64 and index.dtype == np.int64
+        np.testing.assert_array_equal(index, expected_index)
+        np.testing.assert_allclose(distance, expected_distance, rtol=rtol, atol=0)
+    np.testing.assert_array_equal(*(distance for distance, _ in found))
     return distance, index
 
 
@@ -327,11 +325,11 @@ def test_equal_vectors():
 
 
 def test_low_precision_of_matrix_products_is_not_used(monkeypatch):
-    def product(a, b, multiply=knn._float32_product):
+    def product(a, b, multiply=products.float32_product):
         assert torch.get_float32_matmul_precision() == "highest"
         return multiply(a, b)
 
-    monkeypatch.setattr(knn, "_float32_product", product)
+    monkeypatch.setattr(products, "float32_product", product)
     random = np.random.RandomState(3)
     queries, reference = (random.randn(n, 256).astype(np.float32) for n in (50, 4000))
     torch.set_float32_matmul_precision("medium")
@@ -342,14 +340,77 @@ def test_low_precision_of_matrix_products_is_not_used(monkeypatch):
         torch.set_float32_matmul_precision("highest")
 
 
-def test_self_query_of_vectors():
+@pytest.mark.parametrize("dense", [False, True])
+def test_self_query_of_vectors(dense):
     vectors = np.random.RandomState(5).randn(200, 12)
     vectors[150] = vectors[3]
-    distance, index = Neighbors(vectors).self_query(2)
+    distance, index = Neighbors(vectors, dense=dense).self_query(2)
     expected = np.sqrt(((vectors[:, np.newaxis] - vectors) ** 2).sum(2))
     np.fill_diagonal(expected, np.inf)
     np.testing.assert_array_equal(index, np.argsort(expected, axis=1, kind="stable")[:, :2])
     assert index[3, 0] == 150 and index[150, 0] == 3 and distance[3, 0] == 0
+
+
+# ----------------------------------------------------------------------------
+# Dense.
+
+
+@pytest.mark.parametrize("limits", [(1 << 10, 1 << 8, 1 << 8), (1 << 12, 1 << 20, 1 << 20)])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 500])
+def test_dense_blocks_do_not_matter(n, limits, digits, monkeypatch):
+    """Streamed, with blocks of few rows, some queries at a time; 5 x 7 pixels are no multiple of 8."""
+    monkeypatch.setattr(knn_dense._Limits, "of", lambda device: knn_dense._Limits(*limits))
+    monkeypatch.setattr(knn_dense._Dense, "_fits", lambda self: False)
+    monkeypatch.setattr(knn_dense, "CANDIDATES", 5)
+    images = np.concatenate([digits[: n // 2], digits[: n - n // 2]])[..., :5, :7]  # each twice
+    vectors = images.reshape(n, -1) / 256  # whose squares add up without rounding, so that ties are ties
+    for k in {1, min(n, 40), n}:
+        check(digits[3:73, :, :5, :7], images, k)
+        check_vectors(digits[3:73, :, :5, :7].reshape(70, -1) / 256, vectors, k)
+
+
+def test_few_vectors_are_searched_twice(monkeypatch):
+    """The bound of float32's error decides unless distances are equal en masse: it is neither lax nor idle."""
+    searched = []
+
+    def search(self, rows, k, real=knn._Vectors.search):
+        searched.append(len(rows))
+        return real(self, rows, k)
+
+    monkeypatch.setattr(knn._Vectors, "search", search)
+    random = np.random.RandomState(0)
+    reference = random.randn(5000, 300).astype(np.float32)
+    reference[0] *= 1e4  # an outlier does not spoil the others' bounds
+    queries = np.concatenate([random.randn(50, 300), reference[100:150] + 1e-3]).astype(np.float32)
+    neighbors = Neighbors(reference, dense=True)
+    _, index = neighbors.query(queries)
+    assert not searched
+    np.testing.assert_array_equal(index, plain_neighbors(queries, reference, 2)[1])
+    reference[1000:1200] = reference[1000]
+    queries[7] = reference[1000]
+    check_vectors(queries, reference, k=2)
+    assert searched == [1, len(queries)]
+
+
+@pytest.mark.parametrize("kind", ["images", "vectors"])
+def test_dense_search_is_a_few_large_operations(kind, digits):
+    """A GPU starts each in some microseconds and must not wait: the same number for any queries, at most one look."""
+    reference = digits if kind == "images" else digits.reshape(-1, 64) / 16
+    neighbors = Neighbors(reference, dense=True)
+    counts = []
+    for queries in (8, 64):
+        rows = torch.from_numpy(reference[:queries]).flatten(1)
+        with Operations() as operations:
+            neighbors._part.search(rows, 2)
+        counts.append(operations.count)
+        assert operations.waits <= (kind == "vectors")
+    assert counts[0] == counts[1] < 80
+
+
+def test_dense_on_cuda_only_unless_told(digits):
+    assert isinstance(Neighbors(digits)._part, knn._Pixels)
+    assert isinstance(Neighbors(digits, dense=True)._part, knn_dense.DensePixels)
+    assert isinstance(Neighbors(digits.reshape(-1, 64) / 16, dense=True)._part, knn_dense.DenseVectors)
 
 
 # ----------------------------------------------------------------------------
@@ -364,22 +425,23 @@ SHARDED = """if True:
     dist.init("cpu")
     data, rank = np.load(sys.argv[1]), dist.get_rank()
     out = {}
-    for name in ("images", "vectors"):
-        neighbors = Neighbors(data[name], shard=True)
+    for name, dense in [("images", False), ("vectors", False), ("images", True), ("vectors", True)]:
+        neighbors = Neighbors(data[name], shard=True, dense=dense)
         assert len(neighbors._rows) == len(data[name]) // 2
         for i, share in enumerate([(0, 30, 75), (0, 0, 5), (0, 5, 5), (0, 0, 0)]):
             queries = data[name + "_queries"][share[rank] : share[rank + 1]]
             for k in (1, 7, 90):
-                out[f"{name}-{i}-{k}-d"], out[f"{name}-{i}-{k}-i"] = neighbors.query(queries, k)
-        out[f"{name}-self-d"], out[f"{name}-self-i"] = neighbors.self_query(3)
-        out[f"{name}-one"] = Neighbors(data[name][:1], shard=True).query(queries[:0] if rank else queries, 1)[1]
+                out[f"{name}-{dense}-{i}-{k}-d"], out[f"{name}-{dense}-{i}-{k}-i"] = neighbors.query(queries, k)
+        out[f"{name}-{dense}-self-d"], out[f"{name}-{dense}-self-i"] = neighbors.self_query(3)
+        one = Neighbors(data[name][:1], shard=True, dense=dense)
+        out[f"{name}-{dense}-one"] = one.query(queries[:0] if rank else queries, 1)[1]
         messages = []
         for bad, k in ((data[name][..., :2], 1), (data[name][:3], 1 + rank), (data[name][:3], 1000)):
             try:
                 neighbors.query(data[name][:3] if rank == 0 and k == 1 else bad, k)
             except ValueError as err:
                 messages.append(str(err))
-        out[f"{name}-errors"] = messages
+        out[f"{name}-{dense}-errors"] = messages
     np.savez(f"{sys.argv[2]}/{rank}.npz", **out)
     dist.shutdown()
 """
@@ -401,41 +463,26 @@ def test_two_processes_share_the_reference(digits, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
-    for name in ("images", "vectors"):
+    for name, dense in itertools.product(("images", "vectors"), (False, True)):
         whole, queries = Neighbors(data[name]), data[name + "_queries"]
         for i, share in enumerate([(0, 30, 75), (0, 0, 5), (0, 5, 5), (0, 0, 0)]):
             for k in (1, 7, 90):
                 for rank, found in enumerate(ranks):
                     distance, index = whole.query(queries[share[rank] : share[rank + 1]], k)
-                    np.testing.assert_array_equal(found[f"{name}-{i}-{k}-d"], distance)
-                    np.testing.assert_array_equal(found[f"{name}-{i}-{k}-i"], index)
+                    np.testing.assert_array_equal(found[f"{name}-{dense}-{i}-{k}-d"], distance)
+                    np.testing.assert_array_equal(found[f"{name}-{dense}-{i}-{k}-i"], index)
         for found in ranks:
             distance, index = whole.self_query(3)
-            np.testing.assert_array_equal(found[f"{name}-self-d"], distance)
-            np.testing.assert_array_equal(found[f"{name}-self-i"], index)
-            assert (found[f"{name}-one"] == 0).all()
-            assert "compare" in found[f"{name}-errors"][0]
-            assert "ask for the same number" in found[f"{name}-errors"][1]
-            assert "there are 100 reference" in found[f"{name}-errors"][2]
+            np.testing.assert_array_equal(found[f"{name}-{dense}-self-d"], distance)
+            np.testing.assert_array_equal(found[f"{name}-{dense}-self-i"], index)
+            assert (found[f"{name}-{dense}-one"] == 0).all()
+            assert "compare" in found[f"{name}-{dense}-errors"][0]
+            assert "ask for the same number" in found[f"{name}-{dense}-errors"][1]
+            assert "there are 100 reference" in found[f"{name}-{dense}-errors"][2]
 
 
 # ----------------------------------------------------------------------------
-# CUDA, and wrong input.
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda():
-    images, reference = random_images(2, 100, 3, 32, 32), random_images(3, 5000, 3, 32, 32)
-    for tf32 in (False, True):
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        check(images, np.concatenate([reference, images // 2 * 2]), device="cuda")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    check(images[:3], reference[:20], device="cuda", k=20)
-    vectors = np.random.RandomState(4).randn(4000, 100).astype(np.float32)
-    torch.set_float32_matmul_precision("high")
-    check_vectors(vectors[:300] + 1e-3, vectors, k=50, device="cuda")
-    torch.set_float32_matmul_precision("highest")
+# Wrong input.
 
 
 GOOD = np.zeros((4, 3, 8, 8), dtype=np.uint8)

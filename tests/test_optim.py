@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import Operations
 from conftest import ROOT
 from sklearn.datasets import load_digits
 from test_training import torchrun
@@ -181,21 +182,6 @@ def test_bfloat16_terms_hold_24_bits():
     assert torch.equal(terms.view(3, 50, 3).double().sum(0), a.double())
     pixels = torch.arange(256)
     assert torch.equal(pixels.bfloat16().long(), pixels)
-
-
-class Operations(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts what is launched, and what waits for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.count, self.waits = 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        views = ("view", "expand", "slice", "select", "unsqueeze", "detach", "t", "transpose", "permute", "alias")
-        self.count += name not in (*views, "_unsafe_view", "reshape", "squeeze", "split", "as_strided", "unbind")
-        self.waits += name in ("_local_scalar_dense", "nonzero")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("conditional", [False, True])

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_utils.streaming import Stream
 from training.optim_sums import Sums
 
 TOP = 128  # images per row that are computed in float64
@@ -175,35 +176,16 @@ class Resident:
 
 
 class Streamed:
-    """Blocks of images outside a CUDA device: staged in pinned memory, copied while the last block is computed."""
+    """Blocks of images outside a CUDA device: copied while the last block is computed."""
 
     def __init__(self, images: Tensor, square: Tensor, crop: Callable[[Tensor], Tensor], exact: bool):
         self.device, self._square, self._square32 = square.device, square, square.to(torch.float32)
-        self._crop, self._images = crop, images
         self._dtype = torch.bfloat16 if exact and _can_bfloat16() else torch.float32
-        self._stage: list[Tensor] = []
-        self._side = torch.cuda.Stream(square.device)
+        self._stream = Stream(images, square.device, crop)
 
     def __call__(self, size: int) -> Iterator[Block]:
-        dim = self._crop(self._images[:1]).shape[1]
-        size = min(size, max((1 << 29) // dim, 1 << 12), len(self._images))
-        if not self._stage or len(self._stage[0]) < size:
-            self._stage = [torch.empty(size, dim, dtype=self._images.dtype, pin_memory=True) for _ in range(2)]
-        copied: list[torch.cuda.Event | None] = [None, None]
-        for turn, start in enumerate(range(0, len(self._images), size)):
-            stop = start + size
-            part = self._crop(self._images[start:stop])
-            if copied[turn % 2] is not None:
-                copied[turn % 2].synchronize()  # the copy out of this stage, two blocks ago
-            stage = self._stage[turn % 2][: len(part)]
-            stage.copy_(part)
-            with torch.cuda.stream(self._side):
-                v = stage.to(self._square.device, non_blocking=True)
-                copied[turn % 2] = torch.cuda.Event()
-                copied[turn % 2].record(self._side)
-            torch.cuda.current_stream(self._square.device).wait_stream(self._side)
-            v.record_stream(torch.cuda.current_stream(self._square.device))
-            part = slice(start, start + size)
+        for start, v in self._stream(size):
+            part = slice(start, start + len(v))
             yield Block(start, v.to(self._dtype), self._square[part], self._square32[part])
 
 

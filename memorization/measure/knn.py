@@ -14,33 +14,45 @@ the reference is sorted by norm and cut into groups, and min |y|^2 - 2 max x.y b
 of all norms are dealt to each block like cards, so that the first block already gives a good bound.
 """
 
-import contextlib
-import functools
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
+from memorization.measure import knn_products as products
+from memorization.measure.knn_dense import DensePixels, DenseVectors
+from memorization.measure.knn_products import ALIGNED, UNIT, Scaled, steps, vector_distances
 from torch_utils import distributed as dist
 
 _GROUP = 32  # reference rows that are ruled out together
+_BLOCK = 2048  # reference rows per matrix product
 _QUERIES = 2048  # queries per matrix product
 _OPERAND = 1 << 26  # bytes of each operand of a matrix product, at most
 _CHUNK = 1 << 27  # bytes of queries at a time, at most
 _ROWS = 1 << 14  # queries at a time, at most
 _HELD = 1 << 29  # bytes of prepared reference that are held; a larger one is prepared block by block in each call
 _LISTED = 1 << 20  # items that are looked at one by one at a time
-_ELEMENTS = 1 << 20  # elements per step where something is computed row by row
-_FLOAT_SLICE = 1024  # pixels per float32 product: 1024 * 128^2 = 2^24, the last integer before float32 has gaps
-_ALIGNED = 16  # pixels; `torch._int_mm` on CPUs is wrong for one column, and wants a multiple of 8 on CUDA
-_INT8_SLICE = 1 << 16  # pixels per int8 product: 2^16 * 128^2 = 2^30 fits into int32
-_UNIT = 2.0**-24  # unit roundoff of float32
+
+
+def plain_neighbors(
+    images: np.ndarray, reference: np.ndarray, k: int = 2
+) -> tuple[np.ndarray, np.ndarray]:  # distance [n, k], index [n, k]
+    """The definition, plainly: what all searches here equal, for a few images at a time.
+
+    uint8 images [n, ...]: root-mean-square pixel difference from 64-bit integers. Floats [n, ...]: Euclidean distance
+    in float64. Ties go to the lower index.
+    """
+    pixels = images.dtype == np.uint8
+    wide, size = np.int64 if pixels else np.float64, math.prod(images.shape[1:])
+    x, y = (a.reshape(len(a), size).astype(wide) for a in (images, reference))
+    squared = np.array([np.square(row - y).sum(axis=1) for row in x]).reshape(len(x), len(y))
+    distance = np.sqrt(squared / y.shape[1] if pixels else squared)
+    index = distance.argsort(axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distance, index, axis=1), index
 
 
 def nearest_neighbors(
@@ -49,7 +61,8 @@ def nearest_neighbors(
     k: int = 2,  # neighbours per image
     *,
     device: str | torch.device | None = None,  # where to compute; None: where `images` is
-    block: int = 2048,  # reference images per matrix product
+    block: int | None = None,  # reference images per matrix product
+    dense: bool | None = None,  # see `Neighbors`
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the `k` nearest reference images of each image, exactly: `Neighbors(reference).query(images, k)`.
 
@@ -66,7 +79,7 @@ def nearest_neighbors(
         As `Neighbors` and its `query`.
     """
     images = _as_rows(images, "images")
-    return Neighbors(reference, device=device or images.device, block=block).query(images, k)
+    return Neighbors(reference, device=device or images.device, block=block, dense=dense).query(images, k)
 
 
 class Neighbors:
@@ -77,9 +90,9 @@ class Neighbors:
     vectors, whose squares are added in an order that depends on F alone. Neighbours at the same distance come in the
     order of their indices, so an image that is there twice is found as two neighbours, the lower index first.
 
-    Memory. Besides the reference itself, which is kept and not copied: a rearranged copy (int8 or float32) where it
-    takes at most 512 MiB, up to 128 MiB of rearranged queries, and blocks of at most 64 MiB; below 1 GiB in all for
-    k up to 50.
+    Memory. Besides the reference itself, which is kept and not copied: on the CPU a rearranged copy (int8 or float32)
+    where it takes at most 512 MiB, up to 128 MiB of rearranged queries, and blocks of at most 64 MiB; below 1 GiB in
+    all for k up to 50. On CUDA a copy where it takes at most half of the free memory, and blocks of 1 to 2 GiB.
 
     Parameters
     ----------
@@ -88,7 +101,10 @@ class Neighbors:
     device : torch device of the computation; default the device of `reference`.
     shard : each process prepares and searches only its part of `reference`, rows N*rank/world to N*(rank+1)/world.
         All processes pass the same reference, and make every call together.
-    block : rows of `reference` per matrix product.
+    block : rows of `reference` per matrix product; None: 2048, or what is fast on the device where it is dense.
+    dense : True: all pairs are compared by a few large operations that never wait for the device (`knn_dense`); what
+        does not fit a GPU is streamed through it. False: most pairs are ruled out (filter and refine, above). None:
+        dense on CUDA. Results are the same.
 
     Raises
     ------
@@ -107,13 +123,14 @@ class Neighbors:
         *,
         device: str | torch.device | None = None,
         shard: bool = False,
-        block: int = 2048,
+        block: int | None = None,
+        dense: bool | None = None,
     ):
         rows = _as_rows(reference, "reference")
         size = rows[0].numel() if len(rows) else 1
-        if block < 1:
+        if block is not None and block < 1:
             raise ValueError(f"block must be at least 1, not {block}.")
-        if block * size >= 2**36:
+        if (block or 1) * size >= 2**36:
             raise ValueError(f"Blocks of {block} images of {size} pixels are too large; lower `block`.")
         if max(len(rows), 1) * size >= 2**46 or (size >= 2**22 and rows.ndim == 2):
             # N times the scores of pixels must fit into int64, and F 2^-24 be small.
@@ -125,9 +142,16 @@ class Neighbors:
         first, end = (len(rows) * r // world for r in (rank, rank + 1))
         self._images = rows.dtype == torch.uint8
         self._kind = "images" if self._images else "vectors"
-        part = _Pixels if self._images else _Vectors
         self._rows, self._first = rows[first:end], first
-        self._part = part(self._rows.flatten(1), first, len(rows), self.device, block)
+        self._part = self._make_part(block, self.device.type == "cuda" if dense is None else dense)
+
+    def _make_part(self, block: int | None, dense: bool) -> "_Part | DensePixels | DenseVectors":
+        given = (self._rows.flatten(1), self._first, self._count, self.device)
+        if not dense:
+            return (_Pixels if self._images else _Vectors)(*given, block or _BLOCK)
+        if self._images:
+            return DensePixels(*given, block)
+        return DenseVectors(*given, block, exact=lambda: _Vectors(*given, _BLOCK))
 
     def __len__(self) -> int:
         return self._count
@@ -446,12 +470,12 @@ class _Pixels(_Part):
         self.unbounded = self.nothing = torch.tensor(torch.iinfo(torch.int64).max, device=self.device)
         low = torch.full(self.rows.shape[1:], 255, dtype=torch.uint8)
         high = torch.zeros_like(low)
-        for part in _steps(self.rows) if len(self.rows) else ():
+        for part in steps(self.rows) if len(self.rows) else ():
             low = torch.minimum(low, part.amin(dim=0).cpu())
             high = torch.maximum(high, part.amax(dim=0).cpu())
         varying = low < high
         count = int(varying.sum())
-        self.dim = max(-(-count // _ALIGNED), 1) * _ALIGNED
+        self.dim = max(-(-count // ALIGNED), 1) * ALIGNED
         self._filler = self.dim - count
         self._varying = None if varying.all() else varying.nonzero().flatten().to(self.device)
         self._centre = torch.where(varying, 128, low.to(torch.int32)).to(self.device)
@@ -467,22 +491,13 @@ class _Pixels(_Part):
 
     def _norm(self, rows: Tensor) -> Tensor:
         # Sums of int32 are int64.
-        return torch.cat([(part.to(self.device) - self._centre).square().sum(dim=1) for part in _steps(rows)])
+        return torch.cat([(part.to(self.device) - self._centre).square().sum(dim=1) for part in steps(rows)])
 
     def _products(self, a: Tensor, b: Tensor) -> Tensor:
-        if _int8_works(self.device):
-            if len(self._out) < len(a) * len(b):
-                self._out = self._out.new_empty(len(a) * len(b))
-            out, multiply, step = self._out[: len(a) * len(b)].view(len(a), len(b)), _int8_product, _INT8_SLICE
-        else:
-            out, multiply, step = None, _float32_product, _FLOAT_SLICE
-        if self.dim <= step:
-            return multiply(a, b, out)
-        total: Tensor | int = 0
-        for i in range(0, self.dim, step):
-            product = multiply(a[:, i : i + step], b[:, i : i + step], out)
-            total = total + product.to(torch.int32 if self.dim < 2**17 else torch.int64)  # up to 2^14 dim
-        return total
+        if products.int8_works(self.device) and len(self._out) < len(a) * len(b):
+            self._out = self._out.new_empty(len(a) * len(b))
+        out = self._out[: len(a) * len(b)].view(len(a), len(b)) if len(self._out) else None
+        return products.pixel_products(a, b, out)
 
     def _score(self, product: Tensor, square: Tensor, index: Tensor | int) -> Tensor:
         return (square - 2 * product.to(torch.int64)) * self.total + index
@@ -497,60 +512,6 @@ class _Pixels(_Part):
 
     def distance(self, value: Tensor) -> Tensor:
         return (value.to(torch.float64) / self.rows.shape[1]).sqrt()
-
-
-def _int8_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """int8 a [q, dim] @ b [r, dim]^T in int32, exact for dim < 2^17; dim is a multiple of 16."""
-    if not a.is_cuda:
-        return torch._int_mm(a, b.T, out=out) if out is not None else torch._int_mm(a, b.T)
-    # cuBLAS wants more than 16 rows, and multiples of 8.
-    product = torch._int_mm(pad(a, (0, 0, 0, max(-len(a) % 8, 24 - len(a)))), pad(b, (0, 0, 0, -len(b) % 8)).T)
-    return product[: len(a), : len(b)].contiguous()
-
-
-def _float32_product(a: Tensor, b: Tensor, out: None = None) -> Tensor:
-    """a [q, dim] @ b [r, dim]^T in float32, exact for int8 and dim <= 1024.
-
-    Whatever order it sums in, with or without fused multiply-add, each partial sum of products of int8 is an integer of
-    magnitude at most 1024 * 128^2 = 2^24, and all of these are float32 numbers: the rounding error is zero. Inputs
-    rounded to TF32 or bfloat16 would not change this, 8 bits are enough for b.
-    """
-    a, b = a.to(torch.float32), b.to(torch.float32)
-    if a.device.type != "cpu":
-        return a @ b.T
-    # A convolution with 1x1 kernels is the same product; on CPUs oneDNN computes it up to twice as fast as BLAS.
-    image = a.reshape(1, len(a), 1, -1).permute(0, 3, 1, 2)  # [1, dim, q, 1], channels last
-    return conv2d(image, b[:, :, None, None]).permute(0, 2, 3, 1).reshape(len(a), len(b))
-
-
-@functools.cache
-def _int8_works(device: torch.device) -> bool:
-    """Whether there is an exact matrix product of int8 here, and not a slow one.
-
-    `torch._int_mm` is private: it may be missing, refuse, saturate sums of two products at 16 bits (on CPUs without
-    VNNI), or be a plain loop, some hundred times slower than float32.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for q, r, dim in [(1, 1, 16), (5, 32, 48), (256, 256, 1024)]:
-        a, b = (torch.randint(-128, 128, (n, dim), generator=generator).to(device, torch.int8) for n in (q, r))
-        a[0], b[0], a[-1, ::2], b[-1] = -128, 127, 127, -128  # the largest sums there are
-        b[r // 2] = -128
-        try:
-            product = _int8_product(a, b)
-        except (AttributeError, RuntimeError):
-            return False
-        if not torch.equal(product.to(torch.float64), a.to(torch.float64) @ b.to(torch.float64).T):
-            return False
-
-    def seconds(multiply: Callable[[Tensor, Tensor], Tensor]) -> float:
-        taken = []
-        for _ in range(3):
-            start = time.perf_counter()
-            multiply(a, b)
-            taken.append(time.perf_counter() - start)
-        return min(taken)
-
-    return device.type != "cpu" or seconds(_int8_product) < 4 * seconds(_float32_product)
 
 
 # ----------------------------------------------------------------------------
@@ -578,33 +539,20 @@ class _Vectors(_Part):
     def _prepare(self) -> Tensor:
         self.unbounded = self.nothing = torch.tensor(torch.inf, dtype=torch.float64, device=self.device)
         self.dim = self.rows.shape[1]
-        count = max(len(self.rows), 1)
-        self._mean = sum(x.to(self.device, torch.float64).sum(dim=0) for x in _steps(self.rows)) / count
-        largest = max(float(self._centred(x).norm(dim=1).amax()) if len(x) else 0.0 for x in _steps(self.rows))
-        self._scale = 2.0 ** min(-math.frexp(largest)[1], 1000)
-        gamma = self.dim * _UNIT / (1 - self.dim * _UNIT)
-        self._relative, self._absolute = gamma / 2 + 2.1 * _UNIT, self.dim * 2.0**-120
+        self._scaled = Scaled(self.rows, self.device)
+        gamma = self.dim * UNIT / (1 - self.dim * UNIT)
+        self._relative, self._absolute = gamma / 2 + 2.1 * UNIT, self.dim * 2.0**-120
         return self._norm(self.rows).square().cpu()
 
-    def _centred(self, rows: Tensor) -> Tensor:
-        return rows.to(self.device, torch.float64) - self._mean
-
-    def _rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """x', and |x'| in float64, infinite where it is too large for float32 products."""
-        x = (self._centred(rows) * self._scale).to(torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        return x, norm.masked_fill(~(norm < 2.0**60), math.inf)
-
     def _matrix(self, rows: Tensor) -> Tensor:
-        x, norm = self._rounded(rows)
-        return x.masked_fill_(norm.isinf()[:, None], 0)
+        return self._scaled.matrix(rows)
 
     def _norm(self, rows: Tensor) -> Tensor:
-        return torch.cat([self._rounded(part)[1] for part in _steps(rows)])
+        return torch.cat([self._scaled.rounded(part)[1] for part in steps(rows)])
 
     def _products(self, a: Tensor, b: Tensor) -> Tensor:
-        with _full_float32():
-            return _float32_product(a, b)
+        with products.full_float32():
+            return products.float32_product(a, b)
 
     def _score(self, product: Tensor, square: Tensor, index: Tensor | int) -> Tensor:
         return square - 2 * product.to(torch.float64)
@@ -616,46 +564,17 @@ class _Vectors(_Part):
         """||x - y||, float64, the same for a pair of vectors wherever and with whatever else it is computed."""
         query, *_, index = items
         parts = [torch.empty(0, dtype=torch.float64, device=self.device)]
-        for which in _steps(torch.stack([query, index - self.first], dim=1), self.dim):
-            x, y = (
-                rows[i.to(rows.device)].to(self.device, torch.float64)
-                for rows, i in zip((queries.rows, self.rows), which.T)
-            )
-            parts.append(_pairwise_sum((x - y).square_()).sqrt())
+        for which in steps(torch.stack([query, index - self.first], dim=1), self.dim):
+            x, y = (rows[i.to(rows.device)].to(self.device) for rows, i in zip((queries.rows, self.rows), which.T))
+            parts.append(vector_distances(x, y))
         return torch.cat(parts)
 
     def distance(self, value: Tensor) -> Tensor:
         return value
 
 
-def _pairwise_sum(x: Tensor) -> Tensor:
-    """Sums of the rows of x [n, F], which is overwritten; in an order that depends on F alone."""
-    size = x.shape[1]
-    while size > 1:
-        half = (size + 1) // 2
-        x[:, : size - half] += x[:, half:size]
-        size = half
-    return x[:, 0]
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keep matrix products of float32 from rounding their inputs to TF32 or bfloat16."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
 # ----------------------------------------------------------------------------
 # Small things.
-
-
-def _steps(rows: Tensor, size: int | None = None) -> tuple[Tensor, ...]:
-    """Rows in steps of a few million elements, for work that needs some bytes per element; `size` elements per row."""
-    return rows.split(max(_ELEMENTS // (size or rows.shape[1]), 1))
 
 
 def _all_gather(rows: Tensor, longest: int) -> list[Tensor]:
@@ -681,7 +600,7 @@ def _as_rows(data: np.ndarray | Tensor, name: str) -> Tensor:
     if is_tensor and data.dtype == torch.uint8 and data.ndim == 4:
         return data
     if is_tensor and data.dtype.is_floating_point and data.ndim == 2:
-        if not all(bool((part.abs() < 1e150).all()) for part in _steps(data)):
+        if len(data) and not torch.stack([(part.abs() < 1e150).all() for part in steps(data)]).all():
             raise ValueError(f"`{name}` holds numbers that are not finite (or beyond 1e150); drop these vectors.")
         return data
     kind = str(getattr(data, "dtype", type(data).__name__)).removeprefix("torch.")

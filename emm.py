@@ -37,6 +37,7 @@ from memorization.search.search import (
     describe_result,
     digest_source,
 )
+from memorization.selection import Selection, select_runs
 from training.options import device_option, seeds_option
 
 _runs_argument = click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
@@ -52,6 +53,13 @@ _seed_sd_option = click.option(
     help="Spread between training seeds, standard deviation of logit R_mem  [default: from the runs]",
     metavar="FLOAT",
     type=Float(min=0),
+)
+_keep_option = click.option(
+    "--keep",
+    help="A run folder that counts although it would be left out (stopped, other images or epochs, the same network "
+    "as another); several allowed; all: every one",
+    metavar="DIR|all",
+    multiple=True,
 )
 _title_option = click.option("--title", help="Title of the figure", metavar="TEXT")
 
@@ -77,6 +85,7 @@ def main() -> None:
     default="logit",
     show_default=True,
 )
+@_keep_option
 @_title_option
 @report_errors
 def curve(
@@ -86,15 +95,18 @@ def curve(
     level: float,
     seed_sd: float | None,
     interpolation: str,
+    keep: tuple[str, ...],
     title: str | None,
 ) -> None:
     """Draw R_mem over |D| of all measured runs at or below the given folders, and estimate EMM.
 
     A run counts with the highest ratio over its snapshots; runs of one size, which should differ in the seed
-    alone, are averaged. EMM is the largest |D| at which the ratio is still --level, read off a falling curve that is
-    fitted to all sizes, with a 95 % interval over images and seeds. How much seeds differ is taken from sizes with
-    several runs, from other lines, or from --seed-sd; where it is not known, the interval is that of the images only,
-    and says so. "below" and "at least" say that the sizes do not reach far enough.
+    alone, are averaged. Runs that are no seeds of one setting are left out, and named: those that were stopped, are on
+    other images, were trained for another number of epochs, or are the same network as another. A run and the one
+    that it continues are one. EMM is the largest |D| at which the ratio is still --level, read off a falling curve
+    that is fitted to all sizes, with a 95 % interval over images and seeds. How much seeds differ is taken from sizes
+    with several runs, from other lines, or from --seed-sd; where it is not known, the interval is that of the images
+    only, and says so. "below" and "at least" say that the sizes do not reach far enough.
 
     KEY is any option of train.py (arch, num_channels, cond, weight_decay, ...) or other key of
     training_options.json, of the dataset (num_classes, channels, keys of its dataset.json, dataset: its name), or
@@ -115,11 +127,12 @@ def curve(
     for path in (table, record):
         check_file(path)
     measured, left_out = read_runs(runs)
-    lines, notes = curve_lines(measured, by, level=level, seed_sd=seed_sd, interpolation=interpolation)
-    notes += line_notes(lines, by)
+    selection = selected(measured, by, keep, left_out)
+    lines, notes = curve_lines(selection.runs, by, level=level, seed_sd=seed_sd, interpolation=interpolation)
+    notes += [*line_notes(lines, by), *selection.remarks]
     for line in lines:
         warn_about(line.differing, line.name and f"{by} = {line.name}")
-    if any(run.adaptive for run in measured):
+    if any(run.adaptive for run in selection.runs):
         notes.append("some ratios are of adaptive measurements, which stop early: sure on the side of their bar only")
     for note in notes:
         click.echo(f"Note: {note}.", err=True)
@@ -128,7 +141,8 @@ def curve(
     curve_figure(lines, out, by=by, title=title)
     write_curve_csv(lines, table)
     write_curve_json(
-        lines, record, by=by, replicates=REPLICATES, command=sys.argv, notes=notes, left_out=left_out
+        lines, record, by=by, replicates=REPLICATES, command=sys.argv, notes=notes, left_out=left_out,
+        kept=as_text(selection.kept), joined=as_text(selection.joined),
     )  # fmt: skip
     click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}")
 
@@ -141,13 +155,23 @@ def curve(
     "--out", help="Figure; the CSV lies beside it", metavar="FILE", default="trajectory.png", show_default=True
 )
 @_level_option
+@_keep_option
 @_title_option
 @report_errors
-def trajectory(runs: tuple[str, ...], by: str | None, per_run: bool, out: str, level: float, title: str | None) -> None:
+def trajectory(
+    runs: tuple[str, ...],
+    by: str | None,
+    per_run: bool,
+    out: str,
+    level: float,
+    keep: tuple[str, ...],
+    title: str | None,
+) -> None:
     """Draw R_mem over the epochs of training, a line for each |D| and each value of --by.
 
     Runs of one |D| and value, which should differ in the seed alone, are averaged. The band is the 95 % interval
-    of a single run, and reaches from the lowest to the highest of several.
+    of a single run, and reaches from the lowest to the highest of several. Runs that are no seeds of one setting are
+    left out, as by curve; --per-run, which averages none, draws all of them.
 
     Examples:
 
@@ -164,11 +188,12 @@ def trajectory(runs: tuple[str, ...], by: str | None, per_run: bool, out: str, l
     check_file(table)
     if not 0 < level <= 1:
         raise ValueError(f"The level of EMM must lie between 0 and 1, not {level}; 0.9 is usual.")
-    measured, _ = read_runs(runs)
-    lines, notes = trajectories(measured, by, per_run=per_run)
+    measured, left_out = read_runs(runs)
+    selection = selected(measured, by, keep, left_out, averaged=not per_run)
+    lines, notes = trajectories(selection.runs, by, per_run=per_run)
     for line in lines:
         warn_about(line.differing, line.name)
-    for note in notes:
+    for note in [*notes, *selection.remarks]:
         click.echo(f"Note: {note}.", err=True)
 
     width = max(4, *(len(line.name) for line in lines))
@@ -221,16 +246,23 @@ def collapse(traces: tuple[str, ...], out: str, title: str | None) -> None:
 )
 @_level_option
 @_seed_sd_option
+@_keep_option
 @click.option("--title", help="Title of the page", metavar="TEXT")
 @report_errors
 def report(
-    folder: str, out: str | None, by: str | None, level: float, seed_sd: float | None, title: str | None
+    folder: str,
+    out: str | None,
+    by: str | None,
+    level: float,
+    seed_sd: float | None,
+    keep: tuple[str, ...],
+    title: str | None,
 ) -> None:
     """Write a study as one HTML page: all that lies in the run folders at and below DIR.
 
     The page holds EMM, curves, runs, training, decisions of a search, pictures (PNG files in DIR and in its run
     folders), options, versions, and the commands that repeat each run. It needs no other file and no network.
-    Runs that cannot be read are listed with the reason.
+    Runs that cannot be read, or do not count (as by curve), are listed with the reason.
 
     Example:
 
@@ -241,12 +273,16 @@ def report(
     path = Path(out) if out is not None else Path(folder) / "report.html"
     check_file(path, "--out")
     study = read_study(folder)
+    if by is None:
+        by = only_factor(study)
+    study = study.select(by, keep)
     for name, reason in study.left_out.items():
         click.echo(f"Left out: {name} ({reason}).", err=True)
-    if study.runs and by is None:
-        by = only_factor(study)
+    for note in study.notes:
+        click.echo(f"Note: {note}.", err=True)
     given = {"out": out, "by": by, "title": title, "level": f"{level:g}", "seed-sd": seed_sd}
     command = ["python", "emm.py", "report", folder, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
+    command += [f"--keep={path}" for path in keep]
     write_report(study, path, by=by, level=level, seed_sd=seed_sd, title=title, command=command)
     click.echo(f"{len(study.runs)} runs, {path.stat().st_size / 2**20:.1f} MiB\nReport: {path}")
 
@@ -421,6 +457,21 @@ def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
     if not points:
         raise click.ClickException("None of the measured runs can be read.")
     return points, {str(folder): reason for folder, reason in left_out.items()}
+
+
+def selected(
+    runs: Sequence[Run], by: str | None, keep: Sequence[str], left_out: dict[str, str], *, averaged: bool = True
+) -> Selection:
+    """The runs that count; the others are reported, and added to `left_out`."""
+    selection = select_runs(runs, by, keep=keep, averaged=averaged)
+    for folder, reason in as_text(selection.left_out).items():
+        click.echo(f"Left out: {folder} is {reason}; --keep={shlex.quote(folder)} takes it all the same.", err=True)
+        left_out[folder] = reason
+    return selection
+
+
+def as_text(reasons: dict[Path, str]) -> dict[str, str]:
+    return {str(folder): reason for folder, reason in reasons.items()}
 
 
 def warn_about(differing: Sequence[str], line: str) -> None:

@@ -72,6 +72,7 @@ class Run:
     records: tuple[dict[str, Any], ...] = ()  # mem_traj.jsonl without closed-form optima, in the order of the file
     counted: tuple[dict[str, Any], ...] = ()  # those that count (`records_that_count`), ascending kimg
     state: dict[str, Any] | None = None  # run-state.json; None: not recorded, or damaged
+    before: tuple[tuple[Path, float], ...] = ()  # folders of the runs that it continues, each up to so many kimg
 
     @property
     def size(self) -> int:
@@ -80,9 +81,9 @@ class Run:
 
     @property
     def epochs(self) -> float:
-        """Training images seen over |D|: as planned, or fewer where the run was ended at a ratio."""
+        """Training images seen over |D|: as planned, or fewer where the run has ended or stopped before."""
         total_nimg, state = self.options["total_nimg"], self.state
-        if state is not None and state["state"] == "complete" and 0 < state["kimg"] < total_nimg / 1000:
+        if state is not None and 0 < state["kimg"] < total_nimg / 1000:
             total_nimg = 1000 * state["kimg"]
         return total_nimg / self.size
 
@@ -168,17 +169,9 @@ class Run:
     @cached_property
     def statistics(self) -> list[dict[str, float]]:
         """stats.jsonl: name -> finite mean, per tick. Incomplete lines, for a run may be going on, are left out."""
-        path = self.path / STATISTICS
         entries = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
-            try:
-                content = parse_json(line).items()
-                means = {name: float(value["mean"]) for name, value in content if isinstance(value, dict)}
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
-            means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-            if "Progress/kimg" in means:
-                entries.append(means)
+        for folder, until in [*self.before, (self.path, math.inf)]:
+            entries += [means for means in _read_statistics(folder) if means["Progress/kimg"] <= until]
         return entries
 
     @property
@@ -203,6 +196,21 @@ class Run:
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         found = re.findall(r"^Network has [\d,]+ parameters on ([\w:]+)\.$", text, flags=re.MULTILINE)
         return ", ".join(dict.fromkeys(found)) or None
+
+
+def _read_statistics(folder: Path) -> list[dict[str, float]]:
+    path = folder / STATISTICS
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            content = parse_json(line).items()
+            means = {name: float(value["mean"]) for name, value in content if isinstance(value, dict)}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        if "Progress/kimg" in means:
+            entries.append(means)
+    return entries
 
 
 def read_run(path: str | os.PathLike) -> Run:

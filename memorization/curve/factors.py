@@ -63,7 +63,7 @@ def factor_values(runs: Sequence[Run], key: str) -> tuple[list[Any], list[str]]:
     if name == "folder":
         return [run.path.resolve().parent.name for run in runs], []
     if name == "dataset":
-        return [_dataset_name(run) for run in runs], []
+        return [dataset_name(run) for run in runs], []
     facts = [_dataset_facts(run) for run in runs]
     missing = sorted({str(run.options["dataset_kwargs"].get("path")) for run, f in zip(runs, facts) if f is None})
     missing = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -159,7 +159,7 @@ def _option_name(key: str, known: dict[str, None], options: Sequence[dict[str, A
 # The dataset.
 
 
-def _dataset_name(run: Run) -> str:
+def dataset_name(run: Run) -> str:
     """Name of the dataset without its size: "cifar10-1k.zip" -> "cifar10" for |D| = 1000."""
     stem = Path(str(run.options["dataset_kwargs"].get("path"))).stem
     sizes = "|".join(re.escape(text) for text in (str(run.size), f"{run.size / 1000:g}k"))

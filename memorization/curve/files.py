@@ -51,6 +51,8 @@ def write_curve_json(
     command: Sequence[str],  # words of the command line
     notes: Sequence[str] = (),
     left_out: dict[str, str] | None = None,  # folder -> reason
+    kept: dict[str, str] | None = None,  # folder that counts as asked for -> why it would not
+    joined: dict[str, str] | None = None,  # folder -> the run that it is part of
 ) -> None:
     """Everything that the figure shows and comes from, as strict JSON (numbers that are not finite become null)."""
     content = {
@@ -63,6 +65,8 @@ def write_curve_json(
         "lines": [line_record(line) for line in lines],
         "notes": list(notes),
         "left_out": left_out or {},
+        "kept": kept or {},
+        "joined": joined or {},
         "versions": versions(),
         "command": list(command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

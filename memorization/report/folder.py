@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import PIL.Image
 
 from dnnlib.limits import parse_json
 from memorization.runs import Run, find_runs, read_run
+from memorization.selection import select_runs
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,19 @@ class StudyFolder:
     root: Path
     runs: dict[str, Run]  # by their name: the path below the folder
     left_out: dict[str, str]
+    notes: tuple[str, ...] = ()  # on the runs that count, without a full stop
+
+    def select(self, by: str | None = None, keep: Sequence[str | os.PathLike] = ()) -> "StudyFolder":
+        """The same with the runs that count where `by` tells lines apart; see `memorization.selection`."""
+        if not self.runs:
+            return self
+        found = select_runs(list(self.runs.values()), by, keep=keep)
+        names = {run.path: name for name, run in self.runs.items()}
+        left_out = {names[path]: reason for path, reason in (found.left_out | found.joined).items()}
+        runs = {names[run.path]: run for run in found.runs}
+        notes = (*(f"{names[path]} is kept as asked for, although it is {why}" for path, why in found.kept.items()),
+                 *found.notes)  # fmt: skip
+        return replace(self, runs=runs, left_out=dict(sorted((self.left_out | left_out).items())), notes=notes)
 
 
 def read_study(root: str | os.PathLike) -> StudyFolder:

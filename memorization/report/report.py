@@ -20,6 +20,7 @@ from memorization.report.commands import FEATURES, measure_command, train_comman
 from memorization.report.folder import StudyFolder, common, differing, find_pictures, find_plans
 from memorization.report.page import Html, figure, image, join, page, section, table, tag
 from memorization.runs import NO_FACTOR, Run
+from memorization.selection import on_other_images
 
 CHARTS = 60  # runs of which the training is drawn
 
@@ -44,7 +45,7 @@ def write_report(
     if not study.runs:
         raise ValueError(f'No measured run in "{study.root}"; train with train.py and measure with mem_ratio.py.')
     lines, notes = curve_lines(study.runs.values(), by, level=level, seed_sd=seed_sd)
-    notes += line_notes(lines, by)
+    notes += [*line_notes(lines, by), *study.notes]
     name = study.root.absolute().name
     content = page(
         title or f"Memorization study: {name}",
@@ -155,8 +156,11 @@ def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any)
 
 
 def only_factor(study: StudyFolder) -> str | None:
-    """The option in which the runs differ beside |D| and seed, if it is one; else None."""
-    names = differing_options(list(study.runs.values()))
+    """The option in which the runs differ beside |D| and seed, or the dataset, if it is one; else None."""
+    if not study.runs:
+        return None
+    runs = study.select(keep=["all"]).runs.values()  # a run and what it continues are one
+    names = differing_options(list(runs)) + (["dataset"] if on_other_images(list(runs)) else [])
     return names[0] if len(names) == 1 and names != ["sampler"] else None
 
 

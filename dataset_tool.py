@@ -1,8 +1,11 @@
 """Convert images from where they are published into the dataset zip that training reads."""
 
+from dataclasses import replace
+
 import click
 
 from dataset_utils import cli
+from dataset_utils.crops import MAX_CROPS, cut_crops
 from dataset_utils.sources import CLASS_ORDERS, open_source
 from dataset_utils.transforms import make_transform
 from dnnlib.cli import report_errors
@@ -30,6 +33,10 @@ from dnnlib.cli import report_errors
     help="Without a dataset.json: classes are the top-level folders, or the file names up to the first underscore.",
 )
 @click.option("--coarse", is_flag=True, help="Take the 20 coarse labels of CIFAR-100 instead of its 100 fine ones.")
+@click.option(
+    "--crops", metavar="INT", type=click.IntRange(1, MAX_CROPS),
+    help="Cut so many squares, side by side, out of each image; needs --resolution.",
+)  # fmt: skip
 @report_errors
 def main(
     source: str,
@@ -41,6 +48,7 @@ def main(
     class_order: str,
     classes: str,
     coarse: bool,
+    crops: int | None,
 ) -> None:
     """Convert images into a dataset: a zip or folder of equal square PNGs with class labels.
 
@@ -56,7 +64,10 @@ def main(
     *.npz                         arrays images and labels
     *_lmdb/                       LSUN category
     *.txt                         one image path per line
-    *.zip                         all images in the zip
+    *.zip, *.tar                  all images in it
+    *.parquet                     dataset of Hugging Face, or the folder it
+                                  is in (columns image and label); needs
+                                  pyarrow
     any other folder              all images in it and its subfolders
 
     \b
@@ -74,12 +85,15 @@ def main(
           --transform=center-crop --resolution=64x64
       python dataset_tool.py --source=datasets/photos.zip --dest=datasets/photos-8.zip \\
           --resolution=8x8
+      python dataset_tool.py --source=photos/ --dest=datasets/patches.zip \\
+          --crops=16 --resolution=64x64
 
     Images must come out square, all of one size that is a power of two, and all gray or all RGB; 8 bits
     per channel, no transparency. --resolution scales with a Lanczos filter. --transform=center-crop first
     cuts the largest square out of the middle. center-crop-wide cuts a strip out of the middle, scales it
     to WxH and lays it on a black square of side W; images that are too small are dropped, and their
-    numbers are missing in the names. Both make RGB of gray.
+    numbers are missing in the names. Both make RGB of gray. --crops=N cuts N equal squares, as large as fit side
+    by side, out of the middle of each image; those that are smaller than the resolution are dropped.
 
     Labels come with the source. For a folder or zip they stand in its dataset.json,
     {"labels": [["00000/img00000000.png", 6], ...]}, or, if there is no such file, follow from the
@@ -90,7 +104,12 @@ def main(
     An existing zip is replaced, an existing folder must be empty. After an error nothing is left behind.
     """
     transform_image = make_transform(transform, resolution)
+    if crops is not None:
+        if resolution is None or transform == "center-crop-wide":
+            raise click.UsageError("--crops needs --resolution, for example 64x64, and not center-crop-wide.")
+        transform_image = replace(transform_image, crops=crops)
     with open_source(source, max_images, class_order, coarse, classes) as images:
+        images = cut_crops(images, crops) if crops is not None else images
         cli.write_and_report(images, dest, transform=transform_image, workers=workers)
 
 

@@ -99,7 +99,7 @@ class SourceKey:
         """Add an image by its `image_digest`."""
         self._digest.update(digest + json.dumps([label, group]).encode())
 
-    def entry(self) -> dict[str, str | None]:
+    def entry(self) -> dict[str, str | int | None]:
         """What `dataset.json` says of it."""
         return {"source_sha256": self._digest.hexdigest(), **self.settings}
 

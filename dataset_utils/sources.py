@@ -13,6 +13,7 @@ import numpy as np
 
 from dataset_utils import mnist
 from dataset_utils.cifar10 import is_cifar_folder, load_cifar
+from dataset_utils.parquet import ParquetImages, find_parquet
 from dnnlib.images import OTHER_FORMAT, ImageFiles, Label, decode_image, describe_counts, label_array
 from dnnlib.limits import check_regular, check_unpacked
 
@@ -191,7 +192,9 @@ def open_source(
     `*.npz`                   arrays `images` uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], and `labels` if there
     `*_lmdb/` with data.mdb   LSUN category; gray images become RGB
     `*.txt`                   one image path per line, absolute or relative to the text file
-    `*.zip`, folder           all images in it; labels from `dataset.json`, else from top-level folders
+    `*.parquet`, or a folder  dataset of Hugging Face: columns `image` and `label`; needs pyarrow
+    with such files
+    `*.zip`, `*.tar`, folder  all images in it; labels from `dataset.json`, else from top-level folders
     ========================  ==========================================================================
 
     Parameters
@@ -199,8 +202,8 @@ def open_source(
     path : file or folder, or `digits`
     max_images : take the first so many images, None = all
     coarse : take the coarse labels of CIFAR-100
-    classes : what the classes of images in a folder or zip without `dataset.json` are: top-level `folders`, or what the
-        file names begin with, up to the first underscore (`prefixes`)
+    classes : what the classes of images in a folder, zip or tar without `dataset.json` are: top-level `folders`, or
+        what the file names begin with, up to the first underscore (`prefixes`)
     class_order : how folders are numbered: `natural` (2 before 10) or `published` (as text)
 
     Raises
@@ -234,7 +237,12 @@ def open_source(
         source = _open_file(images, os.path.basename(images), max_images, class_order, coarse)
     elif os.path.isdir(text):
         lmdb = name.endswith("_lmdb") and os.path.lexists(os.path.join(text, "data.mdb"))
-        source = _open_lmdb(text, max_images) if lmdb else _open_files(text, max_images, class_order, classes)
+        if lmdb:
+            source = _open_lmdb(text, max_images)
+        elif find_parquet(text) and not _has_images(text):
+            source = _open_parquet(text, max_images, coarse)
+        else:
+            source = _open_files(text, max_images, class_order, classes)
     else:
         check_regular(text)
         source = _open_file(text, name, max_images, class_order, coarse, classes)
@@ -257,7 +265,9 @@ def _open_file(
     path: str, name: str, limit: int | None, class_order: str, coarse: bool, classes: str = "folders"
 ) -> Source:
     """A file of any kind, which its lower-case `name` tells."""
-    if name.endswith(".zip"):
+    if name.endswith(".parquet"):
+        return _open_parquet(path, limit, coarse)
+    if name.endswith((".zip", ".tar")):
         return _open_files(path, limit, class_order, classes)
     if name.endswith((".tar.gz", ".tgz")):
         return _from_arrays(*load_cifar(path, coarse), path, limit)
@@ -268,7 +278,7 @@ def _open_file(
         return _open_npz(path, limit)
     if name.endswith(".txt"):
         return _open_list(path, limit)
-    kinds = "a folder, .zip, .npz, .txt, CIFAR's .tar.gz, MNIST's -images-idx3-ubyte.gz, or digits"
+    kinds = "a folder, .zip, .tar, .npz, .parquet, .txt, CIFAR's .tar.gz, MNIST's -images-idx3-ubyte.gz, or digits"
     raise ValueError(f'The source "{path}" is of no known kind; give {kinds}.')
 
 
@@ -331,11 +341,11 @@ def _open_digits(limit: int | None) -> Source:
 
 
 def _open_files(path: str, limit: int | None, class_order: str = "natural", classes_from: str = "folders") -> Source:
-    """A folder or zip."""
+    """A folder, zip or tar."""
     files = ImageFiles(path)
     names = files.names
     if os.path.isdir(path):
-        names = sorted(names, key=lambda name: name.split("/"))  # folder by folder; a zip is sorted as text
+        names = sorted(names, key=lambda name: name.split("/"))  # folder by folder; an archive is sorted as text
     about = About(details={OTHER_FORMAT: files.other_formats}, notes=files.notes)
     labels = files.labels()
     if classes_from == "prefixes":
@@ -366,6 +376,29 @@ def _open_files(path: str, limit: int | None, class_order: str = "natural", clas
     groups = [grouping[name] for name in names] if grouping else None
     full = [f"{path.rstrip('/')}/{name}" for name in names]
     return Source(full, lambda i: files.image(names[i]), ordered, [path], files.close, groups, about)
+
+
+def _has_images(path: str) -> bool:
+    try:
+        ImageFiles(path).close()
+    except ValueError:
+        return False
+    return True
+
+
+def _open_parquet(path: str, limit: int | None, coarse: bool) -> Source:
+    """Parquet files with images."""
+    images = ParquetImages(path, coarse)
+    labels = None if images.labels is None else images.labels[:limit]
+    label_array([label for label in labels or () if label is not None], f'The column of labels of "{path}"')
+    left_out = images.left_out + _beyond(len(images.names), limit)
+    about = About(left_out=left_out, classes=images.classes, warnings=images.warnings)
+    names = images.names[:limit]
+
+    def read(i: int) -> np.ndarray:
+        return decode_image(images.read(i), names[i], about.notes)
+
+    return Source(names, read, labels, [path], about=about)
 
 
 def folder_classes(names: Iterable[str], order: str = "natural") -> dict[str, int] | None:

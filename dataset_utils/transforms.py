@@ -18,13 +18,18 @@ class Transform:
     apply: Callable[[np.ndarray], np.ndarray | None]
     mode: str | None = None
     resolution: tuple[int, int] | None = None
+    crops: int | None = None  # of each image, which it gets one by one; those below the resolution are dropped
 
     def __call__(self, image: np.ndarray) -> np.ndarray | None:
+        if self.crops is not None and min(image.shape[:2]) < self.resolution[0]:
+            return None
         return self.apply(image)
 
-    def settings(self) -> dict[str, str | None]:
-        """{transform, resolution} as the options name them."""
-        return {"transform": self.mode, "resolution": "x".join(map(str, self.resolution)) if self.resolution else None}
+    def settings(self) -> dict[str, str | int | None]:
+        """{transform, resolution, and crops if given} as the options name them."""
+        size = "x".join(map(str, self.resolution)) if self.resolution else None
+        more = {} if self.crops is None else {"crops": self.crops}
+        return {"transform": self.mode, "resolution": size, **more}
 
 
 def make_transform(mode: str | None = None, resolution: tuple[int, int] | None = None) -> Transform:

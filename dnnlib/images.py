@@ -4,6 +4,7 @@ import io
 import os
 import re
 import reprlib
+import tarfile
 import unicodedata
 import warnings
 import zipfile
@@ -38,6 +39,7 @@ OTHER_FORMAT = "of formats that are not read"
 NESTED = "in folders that are datasets of their own"
 LINKED_TWICE = "links to what is there under another name"
 BROKEN_LINK = "links that lead nowhere"
+TAR_LINK = "links in a tar"
 UNKNOWN_NAME = "labels of images that are not there"
 TURNED = "turned upright by their EXIF orientation"
 OPAQUE = "had an alpha channel that is opaque, which is dropped"
@@ -230,9 +232,9 @@ def label_array(labels: Sequence[Label], where: str) -> np.ndarray:
 
 
 class ImageFiles:
-    """The images and the `dataset.json` of a folder (searched recursively) or of a zip; nothing is extracted.
+    """The images and the `dataset.json` of a folder (searched recursively), a zip or a tar; nothing is extracted.
 
-    A zip with names that lead outside of it is refused all the same: other programs would extract them.
+    A zip or tar with names that lead outside of it is refused all the same: other programs would extract them.
 
     Images are known by their extension. Left out, and counted, are hidden files and folders and what other programs
     leave behind (`__MACOSX`, `@eaDir`), at any depth, files of other formats, and folders inside that are datasets
@@ -242,7 +244,7 @@ class ImageFiles:
 
     Parameters
     ----------
-    path : folder or zip
+    path : folder, zip, or tar that is not compressed
 
     Attributes
     ----------
@@ -272,15 +274,19 @@ class ImageFiles:
         self.left_out: Counter[str] = Counter()
         self.other_formats: Counter[str] = Counter()
         self.notes: list[str] = []
+        self._is_zip, self._members = False, None
         if self.path.is_dir():
-            self._is_zip = False
             stored = list(_walk(self.path, self.left_out))
+        elif self.path.exists() and self.path.suffix.lower() == ".tar":
+            check_regular(self.path)
+            self._members = _tar_members(self.path, self.left_out)  # name -> where it begins, its size, its date
+            stored = list(self._members)
         elif self.path.exists():
             self._is_zip = True
             check_regular(self.path)
             stored = [name for name in self._zipfile().namelist() if not name.endswith(("/", "\\"))]
         else:
-            raise FileNotFoundError(f'"{self.path}" does not exist; give a folder or a zip of images.')
+            raise FileNotFoundError(f'"{self.path}" does not exist; give a folder, zip or tar of images.')
         found = [_clean(name) for name in stored]
         self._check_names(found)
         self._stored = {name: other for name, other in zip(found, stored) if name != other}
@@ -294,7 +300,7 @@ class ImageFiles:
             raise ValueError(f'"{self.path}" holds no images ({" ".join(_EXTENSIONS)}){others}.')
 
     def _check_names(self, found: Sequence[str]) -> None:
-        what = "make the zip anew" if self._is_zip else "rename it"
+        what = "rename it" if self.path.is_dir() else f"make the {self.path.suffix[1:].lower() or 'zip'} anew"
         ordered = sorted(found)
         outside = [name for name in found if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":"]
         twice = [name for name, following in zip(ordered, ordered[1:]) if name == following]
@@ -315,7 +321,7 @@ class ImageFiles:
         names = []
         for name in sorted(found):
             is_image = PurePosixPath(name).suffix.lower() in _EXTENSIONS
-            if any(_is_foreign(part) for part in name.split("/")):
+            if any(is_foreign(part) for part in name.split("/")):
                 self.left_out[HIDDEN] += is_image
             elif nested and name.startswith(nested):
                 self.left_out[NESTED] += is_image
@@ -340,6 +346,15 @@ class ImageFiles:
             If it cannot be read, or is damaged.
         """
         stored = self._stored.get(name, name)
+        if self._members is not None:
+            begin, size, _ = self._members[stored]
+            with open(self.path, "rb") as file:
+                file.seek(begin)
+                data = file.read(size) if size <= _MAX_FILE else b""
+            if len(data) < size:
+                why = "the tar is cut short" if size <= _MAX_FILE else f"it is too large: {size} bytes"
+                raise ValueError(f'"{name}" in "{self.path}" cannot be read: {why}.')
+            return data
         if not self._is_zip:
             path = self.path / stored
             check_regular(path)
@@ -362,8 +377,10 @@ class ImageFiles:
             raise ValueError(f'"{name}" in "{self.path}" cannot be read: {err}.') from err
 
     def stamp(self, name: str) -> str:
-        """Size of a file, and in a zip its CRC-32, without reading the file."""
+        """Size of a file, in a zip its CRC-32 and in a tar its place and date, too, without reading the file."""
         stored = self._stored.get(name, name)
+        if self._members is not None:
+            return "\0".join(map(str, self._members[stored]))
         if not self._is_zip:
             return str((self.path / stored).stat().st_size)
         info = self._zipfile().getinfo(stored)
@@ -480,6 +497,36 @@ def describe_counts(counts: dict[str, int], details: dict[str, dict[str, int]] |
     return ", ".join(parts)
 
 
+def _tar_members(path: Path, left_out: Counter[str]) -> dict[str, tuple[int, int, int]]:
+    """Of each file in a tar: where its bytes begin, how many there are, and its date. Links are counted as left out."""
+    members: dict[str, tuple[int, int, int]] = {}
+    try:
+        with _BoundedFile(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                name = member.name
+                if member.issym() or member.islnk():
+                    left_out[TAR_LINK] += PurePosixPath(name).suffix.lower() in _EXTENSIONS
+                elif member.isreg():
+                    if name in members:
+                        raise ValueError(f'it holds two files of the name "{name}"; make the tar anew')
+                    if member.issparse():
+                        raise ValueError(f'"{name}" is stored with holes; make the tar anew without --sparse')
+                    members[name] = (member.offset_data, member.size, int(member.mtime))
+    except Exception as err:  # damaged data: errors of many kinds
+        raise ValueError(f'"{path}" cannot be read as a tar that is not compressed: {err}.') from err
+    left_out += Counter()  # without zeros
+    return members
+
+
+class _BoundedFile(io.FileIO):
+    """Reads no more at a time than a file may hold: the headers of a tar can announce any length."""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_FILE:
+            raise ValueError("a part of it is too large")
+        return super().read(size)
+
+
 def _clean(name: str) -> str:
     r"""A name in an archive or `dataset.json`, with / for \, and without what means nothing: ./a, a//b."""
     if "\\" not in name and not name.startswith("./") and "/./" not in name and "//" not in name:
@@ -489,19 +536,20 @@ def _clean(name: str) -> str:
     return absolute + "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _is_foreign(part: str) -> bool:
+def is_foreign(part: str) -> bool:
+    """True for the name of a hidden file or folder, or of one that another program leaves behind."""
     return part.startswith(".") or part.lower() in _FOREIGN
 
 
 def _dataset_root(found: Iterable[str]) -> str:
     """The folder that is the dataset, with a slash at its end: "" unless all images lie in one folder that is one."""
     roots = {name.rpartition("dataset.json")[0] for name in found if PurePosixPath(name).name == "dataset.json"}
-    roots = {root for root in roots if not any(map(_is_foreign, root.split("/")))}
+    roots = {root for root in roots if not any(map(is_foreign, root.split("/")))}
     if len(roots) != 1:
         return ""
     (root,) = roots
     images = [n for n in found if PurePosixPath(n).suffix.lower() in _EXTENSIONS]
-    inside = all(n.startswith(root) for n in images if not any(map(_is_foreign, n.split("/"))))
+    inside = all(n.startswith(root) for n in images if not any(map(is_foreign, n.split("/"))))
     return root if inside else ""
 
 
@@ -536,13 +584,13 @@ def _walk(top: Path, left_out: Counter[str]) -> Iterator[str]:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except PermissionError:
-            if any(map(_is_foreign, prefix.split("/")[:-1])):
+            if any(map(is_foreign, prefix.split("/")[:-1])):
                 continue
             raise
         for entry in entries:
             relative = prefix + entry.name
             if entry.is_symlink():
-                if not any(map(_is_foreign, relative.split("/"))):
+                if not any(map(is_foreign, relative.split("/"))):
                     links.append((relative, entry.path))
             elif entry.is_dir():
                 if entry.path not in folders:

@@ -22,6 +22,7 @@ import dataset_tool
 import generate
 import mem_ratio
 from dataset_utils import dataset_random, dataset_size
+from dataset_utils.crops import crop_grid
 from dataset_utils.sources import folder_classes, open_source
 from dnnlib import images as files_module
 from dnnlib.images import ImageFiles, decode_image
@@ -588,3 +589,158 @@ def test_a_search_does_not_go_on_with_another_source(tmp_path, make_zip):
     del content["settings"]["source_sha256"]  # a plan of before
     plan.write_text(json.dumps(content))
     Plan(plan, settings())
+
+
+# ----------------------------------------------------------------------------
+# Tars, parquet, crops.
+
+
+def tarred(path, names, links=(), form=tarfile.PAX_FORMAT):
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, content in names.items():
+            data = content if isinstance(content, bytes) else png(flat(content))
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for name, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return Path(path)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_of_images(run_cli, tmp_path, form):
+    names = CATS_AND_DOGS | {"dogs/" + "x" * 90 + ".png": 50, "cats/._a.png": b"?", "cats/note.txt": b"?"}
+    source = tarred(tmp_path / "in.tar", names, [("dogs/c.png", "a.png")], form)
+    values, labels, made, out = convert(run_cli, source, tmp_path / "out.zip", "--workers=3")
+    assert (values, labels) == ([10, 20, 30, 40, 50], [0, 0, 1, 1, 1]) and made["classes"] == {"cats": 0, "dogs": 1}
+    assert made["left_out"] == {files_module.TAR_LINK: 1, files_module.HIDDEN: 1, files_module.OTHER_FORMAT: 1}
+    assert "links in a tar" in out.splitlines()[-1]
+    labelled = tarred(tmp_path / "l.tar", {"a.png": 1, "b.png": 2, "dataset.json": labels_json([["a.png", 5]])})
+    assert ImageFiles(labelled).labels() == {"a.png": 5}
+    dataset = pickle.loads(pickle.dumps(ImageFolderDataset(source)))
+    assert dataset.images()[:, 0, 0, 0].tolist() == [10, 20, 30, 40, 50]
+
+
+def test_tars_that_are_refused(run_cli, tmp_path):
+    good = tarred(tmp_path / "good.tar", CATS_AND_DOGS).read_bytes()
+    gz, cut, outside, twice, huge = (tmp_path / f"{i}.tar" for i in range(5))
+    gz.write_bytes(gzip.compress(good))
+    cut.write_bytes(good[: 512 + 20])
+    tarred(outside, {"../a.png": 1})
+    tarred(twice, {"a.png": 1})
+    twice.write_bytes(twice.read_bytes()[:1024].ljust(1024, b"\0") * 2 + bytes(1024))
+    info = tarfile.TarInfo("a.png")
+    info.type, info.size = tarfile.XHDTYPE, 1 << 32  # a header of 4 GiB
+    huge.write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
+    messages = {
+        gz: "tar that is not compressed", cut: "unexpected end of data", outside: "leads outside of it; make the tar anew",
+        twice: "two files", huge: "a part of it is too large",
+    }  # fmt: skip
+    for source, message in messages.items():
+        error = convert(run_cli, source, tmp_path / "out.zip", code=1)
+        assert message in error and len(error.splitlines()) == 1, source
+    assert not (tmp_path / "out.zip").exists()
+
+
+def parquet(path, values, labels=None, *, column="image", split="label", names=None, as_struct=True, groups=2):
+    """A file as Hugging Face's library writes it: image files, labels, and the features in the schema's metadata."""
+    arrow = pytest.importorskip("pyarrow")
+    files = [png(flat(value)) for value in values]
+    content = {column: [{"bytes": data, "path": None} for data in files] if as_struct else files}
+    features = {column: {"_type": "Image"}} if as_struct else {}
+    if labels is not None:
+        content[split] = labels
+        features[split] = {"names": names, "_type": "ClassLabel"} if names else {"dtype": "int64", "_type": "Value"}
+    table = arrow.table(content).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    arrow.parquet.write_table(table, path, row_group_size=groups)
+
+
+def test_a_dataset_folder_of_hugging_face(run_cli, tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    source, how = tmp_path / "in", dict(names=["cat", "dog"])
+    parquet(source / "data/train-00000-of-00002.parquet", [1, 2, 3, 4, 5], [0, 1, 1, 0, 1], **how)
+    parquet(source / "data/train-00001-of-00002.parquet", [6, 7, 8], [1, 1, 0], **how)
+    parquet(source / "data/test-00000-of-00001.parquet", [9, 10], [1, 1], **how)
+    parquet(source / ".cache/train-00000-of-00001.parquet", [99], [1], **how)
+    (source / "README.md").write_text("---\n")
+    for workers in (1, 4):
+        values, labels, made, out = convert(run_cli, source, tmp_path / "out.zip", f"--workers={workers}")
+        assert (values, labels) == ([1, 2, 3, 4, 5, 6, 7, 8], [0, 1, 1, 0, 1, 1, 1, 0])
+    assert made["classes"] == {"cat": 0, "dog": 1} and made["left_out"] == {"in other splits": 2}
+    assert "Labels of the classes: cat 0, dog 1." in out and out.splitlines()[-1] == "Left out: 2 in other splits."
+    one = source / "data/test-00000-of-00001.parquet"
+    assert convert(run_cli, one, tmp_path / "out.zip")[:2] == ([9, 10], [1, 1])
+    values, _, made, _ = convert(run_cli, source, tmp_path / "out.zip", "--max-images=3")
+    assert values == [1, 2, 3] and made["left_out"]["beyond --max-images"] == 5
+    with open_source(source) as images:  # in any order
+        assert [int(images.read(i)[0, 0]) for i in (7, 0, 4, 3, 7)] == [8, 1, 5, 4, 8]
+
+
+def test_columns_of_parquet_files(run_cli, tmp_path):
+    pytest.importorskip("pyarrow.parquet")
+    plain = tmp_path / "plain/default/train/0000.parquet"
+    parquet(plain, [1, 2], [3, -1], column="img", split="fine_label", as_struct=False)
+    assert [image[0, 0] for image, _ in open_source(plain.parents[2])] == [1, 2]
+    assert open_source(plain).labels == [3, None]
+    parquet(tmp_path / "c.parquet", [1], [7], split="coarse_label")
+    assert open_source(tmp_path / "c.parquet", coarse=True).labels == [7]
+    source = open_source(tmp_path / "c.parquet")
+    assert source.labels is None and '"coarse_label"' in source.about.warnings[0]
+    errors = {}
+    parquet(tmp_path / "two/a.parquet", [1])
+    parquet(tmp_path / "two/b.parquet", [1])
+    errors["two"] = "holds the splits a, b"
+    parquet(tmp_path / "none.parquet", [1], column="pixels", as_struct=False)
+    errors["none.parquet"] = 'no column of images ("image"), only: pixels'
+    parquet(tmp_path / "text.parquet", [1], ["cat"])
+    errors["text.parquet"] = "'cat'"
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    errors["bad.parquet"] = "cannot be read as a parquet file"
+    for name, message in errors.items():
+        error = convert(run_cli, tmp_path / name, tmp_path / "out.zip", code=1)
+        assert message in error and len(error.splitlines()) == 1, name
+
+
+def test_parquet_without_pyarrow(run_cli, tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    error = convert(run_cli, tmp_path / "a.parquet", tmp_path / "out.zip", code=1)
+    assert "pip install pyarrow" in error and len(error.splitlines()) == 1
+
+
+def test_crops_lie_side_by_side():
+    assert crop_grid(100, 100, 1) == [(0, 0, 100)]
+    assert crop_grid(100, 201, 2) == [(0, 0, 100), (0, 100, 100)]
+    assert crop_grid(60, 101, 1) == [(0, 20, 60)]
+    assert crop_grid(101, 100, 4) == [(0, 0, 50), (0, 50, 50), (50, 0, 50), (50, 50, 50)]
+    assert crop_grid(1, 2, 3) == []
+    random = np.random.RandomState(0)
+    for height, width, count in random.randint(1, 60, [200, 3]):
+        places = crop_grid(height, width, count)
+        sides = [s for s in range(1, 61) if (height // s) * (width // s) >= count]
+        assert (len(places), {side for *_, side in places}) == ((count, {max(sides)}) if sides else (0, set()))
+        covered = np.zeros([height, width], dtype=int)
+        for top, left, side in places:
+            assert top >= 0 and left >= 0 and top + side <= height and left + side <= width
+            covered[top : top + side, left : left + side] += 1
+        assert covered.max() <= 1
+
+
+def test_several_crops_of_large_photos(run_cli, tmp_path):
+    photo = np.zeros([32, 48], dtype=np.uint8)
+    for k in range(6):
+        photo[16 * (k // 3) :, 16 * (k % 3) :][:16, :16] = 10 + k
+    source = write(tmp_path / "in", {"a/photo.png": png(photo), "b/small.png": 90})
+    out = tmp_path / "out.zip"
+    values, labels, made, printed = convert(run_cli, source, out, "--crops=6", "--resolution=8x8", "--workers=2")
+    assert (values, labels) == ([10, 11, 12, 13, 14, 15], [0] * 6)
+    assert made["left_out"] == {"too small and dropped": 6} and made["crops"] == 6
+    assert printed.splitlines()[-1] == "Left out: 6 too small and dropped."
+    args = [f"--source={source}", f"--dest={out}", "--resolution=8x8", "--reuse"]
+    assert "Nothing is written" in run_cli(dataset_tool.main, [*args, "--crops=6"]).stdout
+    assert "Nothing is written" not in run_cli(dataset_tool.main, [*args, "--crops=4"]).stdout
+    assert "--resolution" in convert(run_cli, source, out, "--crops=2", code=2)

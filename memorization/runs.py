@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -259,7 +259,7 @@ def read_run(path: str | os.PathLike) -> Run:
 
 
 def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path, str]]:
-    """Find the measured runs at and below the given folders.
+    """Find the measured runs at and below the given folders, through links, too.
 
     A run folder has a `training_options.json`; it is measured once `mem_ratio.py` has left a
     `mem_traj.jsonl` in it. A folder with measurements of images or models of other programs counts, too.
@@ -279,7 +279,7 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path
     for path in paths:
         if not Path(path).is_dir():
             raise NotADirectoryError(f'"{path}" is not a folder; name run folders or a folder of them.')
-        for folder, _, files in os.walk(path):
+        for folder, files in _walk(path):
             options, records = OPTIONS in files, jsonl_path(LOG).name in files
             snapshots = any(name.startswith("network-snapshot-") for name in files)
             if records and (options or _other_records(Path(folder))):
@@ -324,6 +324,30 @@ def _other_run(path: Path, records: list[dict[str, Any]]) -> Run:
     }  # fmt: skip
     counted = {record["snapshot"]: record for record in records}  # the last measurement of each source
     return Run(path, options, tuple(records), tuple(sorted(counted.values(), key=lambda r: r["kimg"])))
+
+
+def _walk(top: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) at and below `top`. Links are followed, and come last: each folder is met once.
+
+    A link that leads to a folder above `top` is not followed, for it would lead everywhere.
+    """
+    real = Path(os.path.realpath(top))
+    seen = set(map(str, real.parents))
+    waiting, links = [os.fspath(top)], []
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
+        target = os.path.realpath(folder)
+        if target in seen:
+            continue
+        seen.add(target)
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            continue  # as os.walk does
+        yield folder, [entry.name for entry in entries if not entry.is_dir()]
+        for entry in entries:
+            if entry.is_dir():
+                (links if entry.is_symlink() else waiting).append(entry.path)
 
 
 def by_settings(

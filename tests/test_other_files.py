@@ -27,6 +27,7 @@ from dataset_utils.sources import folder_classes, open_source
 from dnnlib import images as files_module
 from dnnlib.images import ImageFiles, decode_image
 from dnnlib.repeats import find_repeats
+from memorization.runs import find_runs, read_run
 from memorization.search.search import Plan, Study, choose_subset, digest_source
 from training.dataset import ImageFolderDataset
 from training.decoded import decoded_images, decoded_path
@@ -635,8 +636,8 @@ def test_tars_that_are_refused(run_cli, tmp_path):
     info.type, info.size = tarfile.XHDTYPE, 1 << 32  # a header of 4 GiB
     huge.write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
     messages = {
-        gz: "tar that is not compressed", cut: "unexpected end of data", outside: "leads outside of it; make the tar anew",
-        twice: "two files", huge: "a part of it is too large",
+        gz: "tar that is not compressed", cut: "unexpected end of data", twice: "two files",
+        outside: "leads outside of it; make the tar anew", huge: "a part of it is too large",
     }  # fmt: skip
     for source, message in messages.items():
         error = convert(run_cli, source, tmp_path / "out.zip", code=1)
@@ -744,3 +745,33 @@ def test_several_crops_of_large_photos(run_cli, tmp_path):
     assert "Nothing is written" in run_cli(dataset_tool.main, [*args, "--crops=6"]).stdout
     assert "Nothing is written" not in run_cli(dataset_tool.main, [*args, "--crops=4"]).stdout
     assert "--resolution" in convert(run_cli, source, out, "--crops=2", code=2)
+
+
+# ----------------------------------------------------------------------------
+# Run folders.
+
+
+def measured_run(folder, size):
+    folder.mkdir(parents=True)
+    options = {"dataset_kwargs": {"max_size": size}, "total_nimg": 1000 * size}
+    (folder / "training_options.json").write_text(json.dumps(options))
+    record = {"kimg": 1, "snapshot": "s", "num_memorized": 1, "num_samples": 2, "reference_size": size}
+    (folder / "mem_traj.jsonl").write_text(json.dumps(record) + "\n")
+
+
+def test_linked_run_folders_are_found(tmp_path):
+    for size in (8, 16, 32):
+        measured_run(tmp_path / f"store/r{size}", size)
+    runs = tmp_path / "runs"
+    measured_run(runs / "r64", 64)
+    (runs / "group").symlink_to(tmp_path / "store")
+    (runs / "a16").symlink_to(tmp_path / "store/r16")  # once
+    (runs / "again").symlink_to("r64")
+    (runs / "loop").symlink_to(runs)
+    (runs / "up").symlink_to("..")
+    (runs / "root").symlink_to("/")
+    (runs / "gone").symlink_to("nowhere")
+    found, left_out = find_runs([runs])
+    assert [run.relative_to(runs).as_posix() for run in found] == ["a16", "group/r32", "group/r8", "r64"]
+    assert not left_out and sorted(read_run(run).size for run in found) == [8, 16, 32, 64]
+    assert len(find_runs([runs, tmp_path / "store", runs / "a16"])[0]) == 4

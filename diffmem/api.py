@@ -215,11 +215,7 @@ def sample(
     ValueError
         If there are no seeds, or a sampler argument does not fit.
     """
-    missing = [name for name in ("img_channels", "img_resolution", "round_sigma") if not hasattr(denoiser, name)]
-    if missing:
-        raise ValueError(
-            f"This denoiser lacks {', '.join(missing)}; wrap it: diffmem.Denoiser(denoise, shape=(C, H, W))."
-        )
+    _check_denoiser(denoiser)
     if not len(seeds):
         raise ValueError("There are no seeds; give at least one.")
     made = generate_images(denoiser, list(seeds), batch=batch, class_idx=class_idx, sampler_kwargs=sampler)
@@ -239,6 +235,7 @@ def gap(
 
     `how`: sigmas, batch and seed of `memorization.measure.gap.gap_to_optimum`.
     """
+    _check_denoiser(denoiser)
     images = _training(training_images, value_range, None)
     device = next((t.device for t in [*denoiser.parameters(), *denoiser.buffers()]), torch.device("cpu"))
     labels = class_labels if getattr(denoiser, "label_dim", 0) else None
@@ -254,6 +251,14 @@ def table(columns: dict[str, Any]) -> Any:
         plain = [np.asarray(column).tolist() for column in columns.values()]
         return [dict(zip(columns, row)) for row in zip(*plain)]
     return pandas.DataFrame(columns)
+
+
+def _check_denoiser(denoiser: Any) -> None:
+    missing = [name for name in ("img_channels", "img_resolution", "round_sigma") if not hasattr(denoiser, name)]
+    if missing:
+        raise ValueError(
+            f"This denoiser lacks {', '.join(missing)}; wrap it: diffmem.Denoiser(denoise, shape=(C, H, W))."
+        )
 
 
 def _training(images: Images, value_range: tuple[float, float] | None, layout: str | None) -> np.ndarray:

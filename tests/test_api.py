@@ -119,6 +119,8 @@ def test_any_function_is_a_denoiser():
     assert (diffmem.sample(denoiser, [3, 5], num_steps=10) == images[[3, 5]]).all()
     with pytest.raises(ValueError, match="wrap it"):
         diffmem.sample(torch.nn.Identity(), range(2))
+    with pytest.raises(ValueError, match="wrap it"):
+        diffmem.gap(torch.nn.Identity(), TRAIN)
 
 
 # ----------------------------------------------------------------------------

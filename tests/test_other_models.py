@@ -1,10 +1,14 @@
 """mem_ratio.py on images and networks of other programs, and what curve and report make of it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 from test_api import DIGITS, TRAIN, copies, pipeline  # noqa: F401 (a fixture)
 from test_samples import folder
 
@@ -134,3 +138,22 @@ def test_two_sets_in_one_log(training, tmp_path, run_cli):
         run_cli(mem_ratio.main, [*args, "--device=cpu"])
     result = run_cli(emm.main, ["curve", tmp_path / "o", f"--out={tmp_path / 'c.png'}"], code=1)
     assert "--log of its own" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_worked_example(tmp_path, run_cli):
+    """docs/other-models.md, shortened: trained by diffusers' own means, measured here."""
+    pytest.importorskip("diffusers")
+    out = tmp_path / "ddpm"
+    command = [sys.executable, ROOT / "examples" / "diffusers_ddpm.py", f"--out={out}", "--size=8", "--steps=80"]
+    subprocess.run(command, check=True, capture_output=True)
+    args = [f"--model=diffusers:{out / 'pipeline'}", f"--knn-ref={out / 'train'}", "--seeds=0-9", "--device=cpu"]
+    run_cli(
+        mem_ratio.main, [*args, f"--log={tmp_path / 'o' / 'mem_traj.log'}", f"--grid={tmp_path / 'g.png'}", "--gap=8"]
+    )
+    found = record(tmp_path / "o" / "mem_traj.log")
+    assert found["num_samples"] == 10 and found["reference_size"] == 8
+    # It has learned something: at high noise it is nearer to the optimum than the mean of the data is.
+    gap = dict(zip(found["gap"]["sigma"], found["gap"]["mean"]))
+    train = np.stack([np.asarray(PIL.Image.open(path)) for path in sorted((out / "train").iterdir())]) / 127.5 - 1
+    assert gap[min(gap, key=lambda s: abs(s - 1))] < train.var(0).mean()

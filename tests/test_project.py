@@ -1,5 +1,6 @@
 """The project's own files agree with each other."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ import zipfile
 import click
 import pytest
 from conftest import ROOT
+
+import diffmem
 
 PACKAGES = ("dataset_utils", "dnnlib", "memorization", "torch_utils", "toy", "training")
 CONDA_NAMES = {"torch": "pytorch", "lmdb": "python-lmdb"}
@@ -104,27 +107,69 @@ def test_help_from_any_folder(script, tmp_path):
     assert out.startswith("Usage: ") and "Options:" in out
 
 
-def test_readme_names_files_that_exist():
-    text = (ROOT / "README.md").read_text()
-    linked = re.findall(r"\]\(([\w./-]+)\)", text)
-    assert linked and not [path for path in linked if not (ROOT / path).exists()]
-    run = re.findall(r"(?:python|torchrun[^\n]*?|bash) ([\w/]+\.(?:py|sh))", text)
-    assert run and not [path for path in run if not (ROOT / path).exists()]
+PAGES = [ROOT / "README.md", ROOT / "scripts/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.slow
-def test_readme_options_exist():
-    """Every option in a README command is one that its script has."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    helps: dict[tuple[str, ...], str] = {}
-    for command in re.findall(r"^(?:python|torchrun) .*$", text, flags=re.MULTILINE):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_what_exists(page):
+    """The files that are linked, the scripts that are run, and every option in a command."""
+    text = page.read_text().replace("\\\n", " ")
+    links = [link.partition("#") for link in re.findall(r"\]\(([\w./#-]+)\)", text)]
+    assert not [path for path, _, _ in links if not (page.parent / path).exists()]
+    for path, _, anchor in links:
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", (page.parent / path if path else page).read_text(), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]
+    commands = re.findall(r"^ *(?:python|torchrun) .*$", text, flags=re.MULTILINE)
+    for command in commands:
         match = re.search(r"\b([\w/]+)\.py\b(.*)", command)
-        script, rest = match[1], match[2].split(" -- ")[0]  # what follows is for another script
-        commands = ("curve", "trajectory", "collapse", "report", "search", "moons")
-        words = (script, *(w for w in rest.split()[:1] if w in commands))
-        if words not in helps:
-            help = [sys.executable, str(ROOT / f"{script}.py"), *words[1:], "--help"]
-            helps[words] = subprocess.run(help, capture_output=True, text=True, check=True).stdout
-        known = helps[words]
+        if match is None:
+            assert "-m " in command
+            continue
+        main, rest = entry_point(match[1]), match[2].split(" -- ")[0]  # what follows is for another script
+        if isinstance(main, click.Group):
+            main = main.commands[rest.split()[0]]
+        known = {option for parameter in main.params for option in (*parameter.opts, *parameter.secondary_opts)}
         for option in re.findall(r"(?<=\s)(--[\w-]+)", rest):
-            assert option in known, f"{script}.py has no {option}: {command}"
+            assert option in known, f"{match[1]}.py has no {option}: {command}"
+    for script in re.findall(r"^(?:\w+=\S+ |\w+=\"[^\"]*\" )*(?:bash )?(scripts/[\w/]+\.sh)", text, flags=re.MULTILINE):
+        assert (ROOT / script).exists()
+
+
+def entry_point(script):
+    """The click command of a script, by its path without the suffix."""
+    spec = importlib.util.spec_from_file_location(script.replace("/", "_"), ROOT / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_every_page_is_in_the_index():
+    listed = re.findall(r"^\| \[([\w-]+\.md)\]", (ROOT / "docs/README.md").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
+
+
+def test_the_public_names_are_documented():
+    text = (ROOT / "docs/python.md").read_text()
+    assert not [name for name in diffmem.__all__ if f"`{name}" not in text]
+
+
+@pytest.mark.filterwarnings("ignore:Every image is a training image")
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_example_in_python_runs(page, run_cli, tmp_path, monkeypatch, capsys):
+    """On what the README's steps have made: images in a folder, and a dataset of 32 digits."""
+    import dataset_tool
+    import generate_optim
+
+    monkeypatch.chdir(tmp_path)
+    run_cli(dataset_tool.main, ["--source=digits", "--dest=datasets/digits-32.zip", "--max-images=32"])
+    run_cli(generate_optim.main, ["--network=datasets/digits-32.zip", "--outdir=out", "--seeds=0-9", "--device=cpu"])
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    capsys.readouterr()
+    exec(compile(example, page, "exec"), {})
+    printed = capsys.readouterr().out
+    if page == "README.md":
+        assert printed == "R_mem 100.0 % [72.2, 100.0] of 10 images\n" and os.path.getsize("grid.png") > 1000
+        assert len(example.strip().splitlines()) == 6
+    else:
+        assert re.fullmatch(r"2\d of 60 are memorized\n\(8, 1, 8, 8\) 0\.0\n", printed)

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from dnnlib.cli import Float, report_errors
 from dnnlib.repeats import find_repeats
-from dnnlib.util import check_file, check_folder
+from dnnlib.util import check_file, check_folder, is_url
 from memorization.measure.criteria import CRITERIA, THRESHOLD
 from memorization.measure.evaluator import Evaluator
 from memorization.measure.feature_space import FeatureSpace
@@ -21,14 +21,18 @@ from memorization.measure.samples import RESIZE, Fit
 from memorization.measure.subjects import (
     Subject,
     image_subjects,
+    is_snapshot,
     model_subject,
+    one_snapshot,
     optimum_subject,
     snapshot_subjects,
+    trained_images,
     watch_snapshots,
 )
 from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_histogram
 from memorization.records import jsonl_path, setting
 from torch_utils import distributed as dist
+from training.fingerprint import array_sha256
 from training.options import (
     batch_option,
     class_option,
@@ -59,8 +63,13 @@ def several(convert: Callable[[str], Any]) -> Callable:
 
 @click.command(context_settings=dict(max_content_width=120))
 @click.option("--expdir", help="Run folder with the snapshots", metavar="DIR")
-@click.option("--network", help="Instead of a run: dataset whose optimum to measure", metavar="ZIP|DIR|NPZ|URL")
-@click.option("--cond", help="Class-conditional optimum, with --network", metavar="BOOL", type=bool, default=False)
+@click.option(
+    "--network", help="Instead of a run: one snapshot, or a dataset whose optimum to measure",
+    metavar="SNAPSHOT|ZIP|DIR|NPZ|URL",
+)  # fmt: skip
+@click.option(
+    "--cond", help="Class-conditional optimum, with --network=DATASET", metavar="BOOL", type=bool, default=False
+)
 @click.option(
     "--images", help="Instead of a run: images that any model has made; several allowed, one per checkpoint",
     metavar="DIR|ZIP|NPZ|NPY", multiple=True,
@@ -72,6 +81,10 @@ def several(convert: Callable[[str], Any]) -> Callable:
 @click.option("--pipeline", help="Sample with the library's own pipeline, with --model", is_flag=True)
 @click.option("--trust", help="Read weights from pickles, too, whose code is run, with --model", is_flag=True)
 @click.option("--knn-ref", help="Training images to compare with  [default: --network]", metavar="ZIP|DIR|NPZ|NPY")
+@click.option(
+    "--other-reference", help="Let --knn-ref be images that the network was not trained on, such as held-out ones",
+    is_flag=True,
+)  # fmt: skip
 @click.option(
     "--resize", help="Give --images the size of the training images first", metavar="|".join(RESIZE),
     type=click.Choice(list(RESIZE)),
@@ -148,6 +161,7 @@ def main(
     gap: int | None,
     holdout: str | None,
     seeds: list[int],
+    other_reference: bool,
     class_idx: int | None,
     batch: int,
     save_images: str | None,
@@ -208,6 +222,10 @@ def main(
     python mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip --gap=1000 --holdout=datasets/cifar10-test.zip
 
     \b
+    # Measure one snapshot
+    python mem_ratio.py --network=RUN/network-snapshot-000024.safetensors --knn-ref=datasets/cifar10-1k.zip
+
+    \b
     # Measure the theoretical optimum itself
     python mem_ratio.py --network=datasets/cifar10-1k.zip --log=optimum/mem_traj.log --seeds=0-999
 
@@ -218,7 +236,8 @@ def main(
     """
     check_options(expdir, network, cond, knn_ref, log, gap, holdout, bar, until_above, watch)
     notes = check_other_sources(images, model, resize, to_grayscale, value_range, labels)
-    if network is not None and (compile or precision not in (None, "fp32")):
+    snapshot = network is not None and is_snapshot(network)
+    if network is not None and not snapshot and (compile or precision not in (None, "fp32")):
         raise click.UsageError(
             "--precision and --compile belong to --expdir; the optimum has its own exact arithmetic."
         )
@@ -226,7 +245,8 @@ def main(
     try:
         check_precision(precision, target, compile)
         # Refuse what can be refused before anything slow.
-        log_path = Path(log) if log is not None else Path(expdir) / "mem_traj.log"
+        run_dir = Path(expdir) if expdir is not None else Path(network).parent if snapshot else None
+        log_path = Path(log) if log is not None else run_dir / "mem_traj.log"
         check_file(log_path, "--log")
         figures = [path for path in (grid, hist) if path is not None]
         for folder in [log_path.parent / "knn-dist", *([save_images] if save_images is not None else [])]:
@@ -244,6 +264,8 @@ def main(
             subjects = image_subjects(images, reference.images.shape[1:], fit)
         elif model is not None:
             subjects = [other_model(model, target, pipeline, trust, sampler_kwargs)]
+        elif snapshot:
+            subjects = [one_snapshot(network, target)]
         elif network is not None:
             dist.print0(
                 f'Measuring the optimum of "{network}" as a training set; images of a model are given by --images.'
@@ -254,7 +276,10 @@ def main(
             subjects = watch_snapshots(expdir, target, poll=poll, on_wait=lambda: evaluator.wait(expdir))
         else:
             subjects = snapshot_subjects(expdir, target)
-        reference = reference or read_reference(knn_ref, features, target, unique)
+        if reference is None:
+            reference = read_reference(knn_ref, features, target, unique)
+        if run_dir is not None:
+            check_trained_on(run_dir, reference, other_reference)
         names = [name for name in criteria if name != "ratio"]
         given = click.get_current_context().get_parameter_source("seeds") != ParameterSource.DEFAULT
         parts: dict[int | None, list[Subject]] = {None: subjects}  # seeds of a part -> what is measured with them
@@ -339,11 +364,16 @@ def check_options(
             "Give one of --expdir, the folder of a run; --network, a dataset whose optimum to measure; --images, what "
             f"a model has made; and --model, a network of another library{'' if not named else '; not several'}."
         )
-    if named != ["--expdir"] and log is None:
+    snapshot = network is not None and is_snapshot(network)
+    if snapshot and log is None and is_url(network):
+        raise click.UsageError("--network=URL needs --log, for example --log=out/mem_traj.log.")
+    if given["other_reference"] and expdir is None and not snapshot:
+        raise click.UsageError("--other-reference belongs to --expdir, or to --network=SNAPSHOT.")
+    if named != ["--expdir"] and not snapshot and log is None:
         raise click.UsageError(f"{named[0]} needs --log, for example --log=out/mem_traj.log.")
-    if named != ["--network"] and knn_ref is None:
-        raise click.UsageError(f"{named[0]} needs --knn-ref, the training images.")
-    if expdir is not None and cond:
+    if (named != ["--network"] or snapshot) and knn_ref is None:
+        raise click.UsageError(f"{named[0]}{'=SNAPSHOT' * snapshot} needs --knn-ref, the training images.")
+    if (expdir is not None or snapshot) and cond:
         raise click.UsageError("--cond belongs to --network; a snapshot knows by itself.")
     if holdout is not None and gap is None:
         raise click.UsageError("--holdout needs --gap=N, the number of noised images.")
@@ -444,6 +474,34 @@ def first_above(subjects: Iterable[Subject], evaluator: Evaluator) -> Iterator[S
             return
 
 
+def check_trained_on(run_dir: Path, reference: Reference, allowed: bool) -> None:
+    """Refuse a reference that the network is known not to have been trained on, unless it is `allowed`, and noted.
+
+    A run records the digest of its images (`training.fingerprint.dataset_sha256`); where it recorded none, or
+    that of a listing of files, which others may hold as well, nothing is known.
+
+    Raises
+    ------
+    ValueError
+        If it is refused.
+    """
+    trained_on = trained_images(run_dir)
+    if trained_on is None or trained_on[0] == reference.dataset_sha256:
+        return
+    digest, path, size = trained_on
+    what = (
+        f'"{reference.path}" ({reference.dataset_size} images, digest {reference.dataset_sha256[:12]}) is not what the '
+        f'network was trained on, "{path}" ({size} images, digest {digest[:12]})'
+    )
+    if not allowed:
+        raise ValueError(
+            f"{what}: other images, or in another order. Name those as --knn-ref; for held-out or other images say "
+            "--other-reference."
+        )
+    reference.other = True
+    dist.print0(f"Note: {what}; the record says so.")
+
+
 def read_reference(path: str, features: str | None, device: torch.device, unique: bool = False) -> Reference:
     """The training images, with their classes and groups, and their features if wanted; each image once if `unique`."""
     images = ImageSet.read(path).images
@@ -452,6 +510,7 @@ def read_reference(path: str, features: str | None, device: torch.device, unique
         labels, groups = read_groups(path)
     except ValueError as err:
         dist.print0(f"Note: no ratio per class or group. {err}")
+    digest, size = array_sha256(images), len(images)
     repeats = find_repeats(images)
     if text := repeats.describe("training images"):
         dist.print0(f"Note: {text if not unique else text.partition(';')[0] + '; each is compared with once.'}")
@@ -463,7 +522,10 @@ def read_reference(path: str, features: str | None, device: torch.device, unique
     if features is not None:
         dist.print0(f"Note: {TRUST}")
         space = FeatureSpace(load_features(features, device, shape=images.shape[1:]), images, device)
-    return Reference(path, images, device, labels=labels, groups=groups, features=space, repeats=repeats, unique=unique)
+    return Reference(
+        path, images, device, labels=labels, groups=groups, features=space, repeats=repeats, unique=unique,
+        dataset_sha256=digest, dataset_size=size,
+    )  # fmt: skip
 
 
 def gap_meter(

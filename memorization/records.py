@@ -304,7 +304,7 @@ def read_trajectory(path: str | os.PathLike, *, report: Callable[[str], Any] = w
 def _wrong_entry(record: dict[str, Any]) -> str | None:
     """The key of an entry that no measurement has, or None. Entries may be missing."""
     kinds = dict.fromkeys(("thresholds", "criteria", "classes", "groups", "grouping", "repeats"), dict)
-    kinds |= {"compile": bool}
+    kinds |= {"compile": bool, "other_reference": bool}
     kinds |= dict.fromkeys(("sampler", "adaptive", "sequential", "gap"), dict | None)
     kinds |= dict.fromkeys(("snapshot", "seeds", "reference", "precision"), str | None)
     kinds |= dict(kimg=int | float | None, num_samples=int, num_memorized=int)

@@ -132,6 +132,11 @@ class Run:
         return self._best_record.get("reference")
 
     @property
+    def other_reference(self) -> bool:
+        """Whether that is not what the run was trained on (`mem_ratio.py --other-reference`)."""
+        return bool(self._best_record.get("other_reference"))
+
+    @property
     def sampler(self) -> dict[str, Any] | None:
         """Options of the sampler that made them."""
         return self._best_record.get("sampler")
@@ -365,13 +370,15 @@ def records_that_count(records: Sequence[dict[str, Any]], size: int) -> list[dic
     """One record per snapshot of a run on `size` images, all measured in the same way.
 
     Where it was measured with several settings (seeds, class, sampler, reference), one counts: all classes before a
-    single one, a reference of |D| images before another, then the one with the most images over all snapshots, then
-    the most snapshots, of equal ones the last. Adaptive measurements (with fewer seeds where the verdict was clear)
-    stand in for snapshots that have no other, or only one of fewer images.
+    single one, a reference of |D| images before another, and none that the run is known not to have been trained on;
+    then the one with the most images over all snapshots, then the most snapshots, of equal ones the last. Adaptive
+    measurements (with fewer seeds where the verdict was clear) stand in for snapshots that have no other, or only one
+    of fewer images.
     """
 
     def rank(group: list[dict[str, Any]]) -> tuple:
         training_set = group[0].get("reference_size", size) in (size, size / 2)  # mirrored images count twice
+        training_set = training_set and not group[0].get("other_reference")
         return group[0].get("class") is None, training_set, sum(r["num_samples"] for r in group), len(group)
 
     full = by_settings(r for r in records if not r.get("adaptive"))

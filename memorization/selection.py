@@ -92,6 +92,11 @@ def select_runs(
     notes = []
     if by is None and len(names) > 1:
         notes.append(f"the runs are on datasets of different names ({', '.join(names)}); --by=dataset tells them apart")
+    notes += [
+        f'{run.path} was compared with "{Path(run.reference).name}", on which it was not trained'
+        for run in counted
+        if run.other_reference
+    ]
     return Selection(counted, why, kept, joined, tuple(notes))
 
 
@@ -191,7 +196,7 @@ def _other_images(runs: Sequence[Run]) -> dict[Path, str]:
 def _other_epochs(runs: Sequence[Run]) -> dict[Path, str]:
     count = Counter(_planned(run) for run in runs)
     found = {}
-    for same in _by_size(runs):
+    for same in _by_size(run for run in runs if run.options["total_nimg"] > 0):  # else nothing is known of it
         most = max((_planned(run) for run in same), key=lambda epochs: (count[epochs], epochs))
         for run in same:
             if _planned(run) != most:
@@ -266,6 +271,7 @@ def _short(digest: str) -> str:
     return digest.removeprefix("listing:")[:8]
 
 
-def _by_size(runs: Sequence[Run]) -> list[list[Run]]:
+def _by_size(runs: Iterable[Run]) -> list[list[Run]]:
+    runs = list(runs)
     sizes = sorted({run.size for run in runs})
     return [[run for run in runs if run.size == size] for size in sizes]

@@ -82,6 +82,7 @@ class Reference:
     features : of the same images, or None
     repeats : which of all training images are the same, where some are; else None
     unique : `images` are the different ones among them
+    dataset_sha256, dataset_size : digest and number of all training images, if `images` are the different ones only
     """
 
     def __init__(
@@ -95,14 +96,19 @@ class Reference:
         features: FeatureSpace | None = None,
         repeats: Repeats | None = None,
         unique: bool = False,
+        dataset_sha256: str | None = None,
+        dataset_size: int | None = None,
     ):
         self.path, self.images, self.features = path, images, features
         self.device = torch.device(device)
-        self.sha256 = array_sha256(images)
+        self.sha256 = array_sha256(images) if unique or dataset_sha256 is None else dataset_sha256
+        self.dataset_sha256 = dataset_sha256 or self.sha256
+        self.dataset_size = dataset_size or len(images)
         self.pixels = Neighbors(images, device=device, shard=True)
         tables = {"classes": label_groups(labels), "groups": groups}
         self.tables = {name: groups for name, groups in tables.items() if groups is not None}
         self.unique = unique
+        self.other = False  # the network is known not to have been trained on it; see `check_trained_on`
         self.repeats: dict[str, Any] | None = None  # what records say of them; None if there are none
         if repeats is not None and repeats.counts()["repeated"]:
             self.repeats = {**repeats.counts(), "unique": unique}
@@ -127,6 +133,8 @@ def read_groups(path: str | os.PathLike) -> tuple[np.ndarray | None, list[str] |
 def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[str, Any]:
     """The entries `thresholds`, `criteria`, `classes`, `groups`, `grouping`, `repeats` of a record, if there are any.
 
+    Also `other_reference`: true, where the reference is known not to be what the network was trained on.
+
     A share is {ratio, num_memorized, num_samples, ci_low, ci_high} with a 95 % Wilson interval. `thresholds` has
     one for each threshold of d1/d2, `criteria` one for each criterion beside its settings, under its name
     ("calibrated") in pixels and as "features:calibrated" in features. `classes` and `groups` are tables of
@@ -138,6 +146,8 @@ def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[st
     All ranks call this together, with the same rows.
     """
     results: dict[str, Any] = {}
+    if reference.other:
+        results["other_reference"] = True
     if task.thresholds:
         results["thresholds"] = {_key(t): _share(memorized(rows.knn_distance, t)) for t in task.thresholds}
     if found := _criteria(task, reference):
@@ -157,6 +167,8 @@ def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[st
 
 def lacks_results(record: dict[str, Any], task: Task, reference: Reference) -> bool:
     """True if `find_results` has something to add to a record."""
+    if reference.other and not record.get("other_reference"):
+        return True
     if any(_key(t) not in record.get("thresholds", {}) for t in task.thresholds):
         return True
     for name, _, settings in _criteria(task, reference):

@@ -68,6 +68,27 @@ def snapshot_subjects(run_dir: str | os.PathLike, device: torch.device | str) ->
     return subjects
 
 
+def one_snapshot(path_or_url: str, device: torch.device | str) -> Subject:
+    """A single snapshot; its kimg is that of its name, or of its header.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read, or does not say its kimg.
+    """
+    path = fetch(path_or_url)
+    named = re.fullmatch(r"network-snapshot-(\d+)", path.stem)
+    kimg = int(named[1]) if named else load_network(path)[1].get("kimg")
+    if kimg is None:
+        raise ValueError(f'"{path}" does not say its kimg; name it network-snapshot-KIMG{path.suffix}.')
+    return Subject(path, int(kimg), None, lambda: load_network(path, device))
+
+
+def is_snapshot(path_or_url: str) -> bool:
+    """Whether this is the name of a network snapshot, and not of a dataset."""
+    return path_or_url.partition("#")[0].endswith((".safetensors", ".pkl"))
+
+
 def watch_snapshots(
     run_dir: str | os.PathLike,
     device: torch.device | str,
@@ -151,6 +172,23 @@ def _total_kimg(path: Path) -> float | None:
         return None
     except (ValueError, TypeError) as err:
         raise ValueError(f'"{path}" is damaged: {err}.') from err
+
+
+def trained_images(run_dir: str | os.PathLike) -> tuple[str, str, int] | None:
+    """Digest of the pixels, path and number of the images that the networks of a run folder were trained on.
+
+    None if the folder does not record the digest (published and older ones, and very large training sets, which
+    have that of a listing of files).
+    """
+    try:
+        options = parse_json((Path(run_dir) / _OPTIONS).read_bytes())
+        digest, data = options["dataset_sha256"], options["dataset_kwargs"]
+        if not isinstance(digest, str) or digest.startswith("listing:"):
+            return None
+        size = data["max_size"] // 2 if data.get("xflip") else data["max_size"]
+        return digest, str(data["path"]), size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def optimum_subject(path_or_url: str, device: torch.device | str, cond: bool = False) -> Subject:

@@ -72,7 +72,9 @@ def test_wheel_holds_one_name(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"diffmem", "diffusion_memorization"}
-    modules = {path.relative_to(ROOT) for folder in PACKAGES for path in (ROOT / folder).rglob("*.py")}
+    suffixes = (".py", ".csv", ".css", ".j2", ".js")
+    files = (path for folder in PACKAGES for path in (ROOT / folder).rglob("*") if path.suffix in suffixes)
+    modules = {path.relative_to(ROOT) for path in files}
     assert {f"diffmem/{path.as_posix()}" for path in modules} <= set(names)
 
     venv.create(tmp_path / "venv", with_pip=False)

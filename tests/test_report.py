@@ -22,8 +22,7 @@ from memorization.curve.factors import differing_options
 from memorization.curve.lines import curve_lines
 from memorization.report.commands import measure_command, train_command
 from memorization.report.folder import common, differing, find_pictures, read_study
-from memorization.report.page import SCRIPT, tag
-from memorization.report.report import only_factor, write_report
+from memorization.report.report import SCRIPT, only_factor, write_report
 
 TINY = ["--cres=1", "--num-channels=8", "--num-blocks=1", "--attn-resolutions=4", "--batch=32", "--seed=7", "--tick=1"]
 TINY += ["--device=cpu", "--snap=1", "--duration=6"]
@@ -405,12 +404,6 @@ def test_text_from_files_stays_text(study, trained, tmp_path):
         assert each != "img" or attributes["src"].startswith("data:")
     for text in (name, "<i>bad", f"{name}/grid{name}.png"):
         assert text in elements.text["code"]
-
-
-def test_tags_escape():
-    assert tag("p", "<&>", tag("br"), None, 3, title='"<&>"', hidden=True, class_=None) == (
-        '<p title="&quot;&lt;&amp;&gt;&quot;" hidden>&lt;&amp;&gt;<br>3</p>'
-    )
 
 
 def test_a_plan_is_a_table(study, trained, tmp_path):

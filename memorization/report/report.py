@@ -1,5 +1,7 @@
 """A study as one self-contained HTML page: EMM, curves, runs, pictures, options, versions, and how to repeat it."""
 
+import base64
+import hashlib
 import json
 import math
 import os
@@ -8,7 +10,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jinja2
 
 from dnnlib.util import atomic_write, format_time
 from dnnlib.versions import versions
@@ -18,11 +22,21 @@ from memorization.curve.figures import curve_figure, trajectory_figure
 from memorization.curve.lines import Line, curve_lines, line_notes, trajectories
 from memorization.report.commands import FEATURES, measure_command, train_command
 from memorization.report.folder import StudyFolder, common, differing, find_pictures, find_plans
-from memorization.report.page import Html, figure, image, join, page, section, table, tag
 from memorization.runs import NO_FACTOR, Run
 from memorization.selection import on_other_images
 
 CHARTS = 60  # runs of which the training is drawn
+HERE = Path(__file__).parent
+STYLE, SCRIPT = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+
+
+class Cell(NamedTuple):
+    """A cell of a table that is more than its text."""
+
+    text: object
+    sort: float | str | None = None  # what to sort by
+    code: bool = False  # a name in a file, in the type of code
+    more: str = ""  # after the code
 
 
 def write_report(
@@ -47,28 +61,52 @@ def write_report(
     lines, notes = curve_lines(study.runs.values(), by, level=level, seed_sd=seed_sd)
     notes += [*line_notes(lines, by), *study.notes]
     name = study.root.absolute().name
-    content = page(
-        title or f"Memorization study: {name}",
-        _headline(study, lines, by),
-        _curves(study, lines, by, notes),
-        _plans(study),
-        _runs(study),
-        _left_out(study),
-        _training(study, level),
-        _pictures(study),
-        _options(study),
-        _versions(study),
-        _commands(study, f"{name}-again", command),
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["count"] = _count
+    content = environment.get_template("report.html.j2").render(
+        title=title or f"Memorization study: {name}",
+        # Nothing from outside, and no script or style but the page's own.
+        policy=f"default-src 'none'; img-src data:; style-src '{_digest(STYLE)}'; script-src '{_digest(SCRIPT)}'; "
+        "base-uri 'none'; form-action 'none'",
+        style=STYLE,
+        script=SCRIPT,
+        headline=_headline(study, lines, by),
+        curves=_curves(study, lines, by, notes),
+        plans=_plans(study),
+        runs=_runs(study),
+        left_out=[(_code(name), reason) for name, reason in study.left_out.items()],
+        training=_training(study, level),
+        pictures=_pictures(study),
+        options=_options(study),
+        versions=_versions(study),
+        root=study.root,
+        command=_shell(command),
+        commands=_commands(study, f"{name}-again"),
+        made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     )
     with atomic_write(out, "w") as file:
         file.write(content)
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _code(name: object) -> Cell:
+    return Cell(name, code=True)
+
+
+def _image(data: bytes, mime: str, alt: str) -> dict[str, str]:
+    return {"base64": base64.b64encode(data).decode(), "mime": mime, "alt": alt}
 
 
 # ----------------------------------------------------------------------------
 # What came out.
 
 
-def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> Html:
+def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> dict[str, Any]:
     runs = study.runs.values()
     sizes = sorted({run.size for run in runs})
     images = sum(s.num_samples for run in runs for s in run.snapshots)
@@ -83,28 +121,18 @@ def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> Html
     for line in lines:
         label = f"EMM ({100 * line.emm.level:g} %)" + (f", {by} = {line.name}" if by is not None else "")
         interval = f"{line.interval_name} {line.emm_interval}"
-        facts.append((line.emm.place, join(label, tag("br"), interval)))
-    facts += [(len(runs), "measured runs"), (f"{sizes[0]:,} – {sizes[-1]:,}", "training images |D|")]
-    facts += [(f"{images:,}", "generated images compared")]
-    return join(
-        tag("p", what + "."),
-        tag("ul", *(tag("li", tag("b", value), tag("span", label)) for value, label in facts), class_="facts"),
-        tag(
-            "p",
-            "A generated image is memorized when its l2 distance to the nearest training image is less than 1/3 of "
-            "that to the second nearest; R_mem is the fraction of memorized images, of each run the highest over its "
-            "snapshots. EMM is the largest |D| at which R_mem is still at the level.",
-            class_="soft",
-        ),
-    )
+        facts.append((line.emm.place, label, interval))
+    facts += [(len(runs), "measured runs", None), (f"{sizes[0]:,} – {sizes[-1]:,}", "training images |D|", None)]
+    facts += [(f"{images:,}", "generated images compared", None)]
+    return {"what": what + ".", "facts": facts}
 
 
-def _curves(study: StudyFolder, lines: Sequence[Line], by: str | None, notes: Sequence[str]) -> Html:
+def _curves(study: StudyFolder, lines: Sequence[Line], by: str | None, notes: Sequence[str]) -> dict[str, Any]:
     points = list(study.runs.values())
     level = lines[0].emm.level
     values = ", ".join(f"{line.name or 'all runs'}: {line.emm} {line.emm_interval}" for line in lines)
     figures = [
-        figure(
+        (
             _drawn(curve_figure, lines, f"Memorization ratio over |D|. {values}", by=by),
             "R_mem over |D|, with 95 % intervals; the dashed line is the level of EMM.",
         )
@@ -115,7 +143,7 @@ def _curves(study: StudyFolder, lines: Sequence[Line], by: str | None, notes: Se
         paths, more = trajectories(points, by, per_run=True)
     alt = f"Memorization ratio over epochs: {'; '.join(path.name for path in paths)}"
     caption = "R_mem over the training; band: 95 % interval of one run, lowest to highest of several."
-    figures.append(figure(_drawn(trajectory_figure, paths, alt, level=level), caption))
+    figures.append((_drawn(trajectory_figure, paths, alt, level=level), caption))
 
     if any(point.adaptive for point in points):
         more.append("some ratios are of adaptive measurements, which stop early: sure on the side of their bar only")
@@ -138,21 +166,15 @@ def _curves(study: StudyFolder, lines: Sequence[Line], by: str | None, notes: Se
         for line in lines
         for p in line.points
     ]
-    return section(
-        "curves",
-        "Memorization over the size of the training set, and over the training",
-        *(tag("p", warning) for warning in warnings),
-        tag("div", *figures, class_="figures"),
-        tag("details", tag("summary", "The points as a table"), table(head, rows, numeric=range(1, 7))),
-    )
+    return {"warnings": warnings, "figures": figures, "points": (head, rows)}
 
 
-def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any) -> Html:
+def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any) -> dict[str, str]:
     """What a function of `memorization.curve.figures` draws, as part of the page."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
         draw(what, path, **how)
-        return image(path.read_bytes(), "image/svg+xml", alt)
+        return _image(path.read_bytes(), "image/svg+xml", alt)
 
 
 def only_factor(study: StudyFolder) -> str | None:
@@ -168,16 +190,12 @@ def only_factor(study: StudyFolder) -> str | None:
 # How it came about.
 
 
-def _plans(study: StudyFolder) -> Html | None:
+def _plans(study: StudyFolder) -> dict[str, Any]:
     plans, left_out = find_plans(study.root, [run.path for run in study.runs.values()])
-    if not plans and not left_out:
-        return None
-    parts = [_plan(name, plan) for name, plan in plans.items()]
-    parts += [tag("p", f"{name} is left out: {reason}.") for name, reason in left_out.items()]
-    return section("search", "Search", *parts)
+    return {"plans": [_plan(name, plan) for name, plan in plans.items()], "left_out": left_out}
 
 
-def _plan(name: str, plan: dict[str, Any]) -> Html:
+def _plan(name: str, plan: dict[str, Any]) -> dict[str, Any]:
     """The decisions of a search, in their order, and what it found."""
     if plan.get("format") != 1:
         return _plan_of_runs(name, plan)
@@ -204,15 +222,11 @@ def _plan(name: str, plan: dict[str, Any]) -> Html:
     result = plan.get("result")
     words.append("The search has not ended." if result is None else f"Found: {_found(result)}.")
     settings = plan.get("settings") if isinstance(plan.get("settings"), dict) else {}
-    known = [(tag("code", key), tag("code", _show(value))) for key, value in settings.items()]
-    return join(
-        table(head, rows, numeric=(0, 1, 3), caption=name),
-        *(tag("p", text) for text in words),
-        tag("details", tag("summary", f"Settings of {name}"), table(["setting", "value"], known)),
-    )
+    known = [(_code(key), _code(_show(value))) for key, value in settings.items()]
+    return {"name": name, "head": head, "rows": rows, "words": words, "settings": known}
 
 
-def _plan_of_runs(name: str, plan: dict[str, Any]) -> Html:
+def _plan_of_runs(name: str, plan: dict[str, Any]) -> dict[str, Any]:
     """The same of a search that decides by a fit to all runs."""
     rows = []
     for i, decision in enumerate(d for d in plan["decisions"] if isinstance(d, dict)):
@@ -237,12 +251,8 @@ def _plan_of_runs(name: str, plan: dict[str, Any]) -> Html:
         words += f"{_end(result.get('low'))} – {_end(result.get('high'))} over images and training seeds"
         words += "." if result.get("as_asked") else "; it is wider than was asked for."
     settings = plan.get("settings") if isinstance(plan.get("settings"), dict) else {}
-    known = [(tag("code", key), tag("code", _show(value))) for key, value in settings.items()]
-    return join(
-        table(head, rows, numeric=(0, 1, 3), caption=name),
-        tag("p", words),
-        tag("details", tag("summary", f"Settings of {name}"), table(["setting", "value"], known)),
-    )
+    known = [(_code(key), _code(_show(value))) for key, value in settings.items()]
+    return {"name": name, "head": head, "rows": rows, "words": [words], "settings": known}
 
 
 def _end(emm: Any) -> str:
@@ -270,7 +280,7 @@ def _found(result: Any) -> str:
         return _show(result)
 
 
-def _runs(study: StudyFolder) -> Html:
+def _runs(study: StudyFolder) -> tuple[list[str], list[list[object]], set[int]]:
     commands = [run.command for run in study.runs.values()]
     factors = {key: values for key, values in differing(commands).items() if key not in NO_FACTOR}
     factors = dict(list(factors.items())[:4])  # the others are in the table of options
@@ -283,54 +293,34 @@ def _runs(study: StudyFolder) -> Html:
         where = (run.device or "unknown") + (f" × {processes}" if processes != 1 else "")
         rows.append(
             [
-                join(tag("code", name), f" ({state})" if state not in (None, "complete") else None),
+                Cell(name, code=True, more=f" ({state})" if state not in (None, "complete") else ""),
                 run.size,
                 *(_show(values[i]) for values in factors.values()),
                 _show(run.options.get("seed")),
-                (f"{run.epochs:,.0f}", run.epochs),
-                (_percent(run.ratio), run.ratio),
-                (_interval(run.interval), run.interval[0]),
-                (f"{run.num_samples:,}" + (" (adaptive)" if run.adaptive else ""), run.num_samples),
-                (f"{best:,.0f}", best),
-                (format_time(run.seconds), run.seconds) if run.seconds is not None else ("unknown", ""),
+                Cell(f"{run.epochs:,.0f}", run.epochs),
+                Cell(_percent(run.ratio), run.ratio),
+                Cell(_interval(run.interval), run.interval[0]),
+                Cell(f"{run.num_samples:,}" + (" (adaptive)" if run.adaptive else ""), run.num_samples),
+                Cell(f"{best:,.0f}", best),
+                Cell(format_time(run.seconds), run.seconds) if run.seconds is not None else Cell("unknown", ""),
                 where,
             ]
         )
-    return section(
-        "runs",
-        "Runs",
-        tag("p", "Highest ratio over the snapshots of each run. A click on a column's name sorts.", class_="soft"),
-        table(head, rows, numeric={1, *range(len(factors) + 2, len(head) - 1)}, sortable=True),
-    )
-
-
-def _left_out(study: StudyFolder) -> Html | None:
-    if not study.left_out:
-        return None
-    rows = [(tag("code", name), reason) for name, reason in study.left_out.items()]
-    return section("left-out", "Left out", table(["folder", "why"], rows))
+    return head, rows, {1, *range(len(factors) + 2, len(head) - 1)}
 
 
 # ----------------------------------------------------------------------------
 # Over training.
 
 
-def _training(study: StudyFolder, level: float) -> Html:
+def _training(study: StudyFolder, level: float) -> dict[str, Any]:
     drawn = list(study.runs.items())[:CHARTS]
     note = f" The first {CHARTS} of {len(study.runs)} runs are drawn." if len(drawn) < len(study.runs) else ""
-    legend = tag(
-        "p",
-        tag("b", "Ratio", class_="key-ratio"),
-        " in % with its 95 % interval, dashed the level of EMM, and ",
-        tag("b", "training loss", class_="key-loss"),
-        f" (log scale), over epochs.{note}",
-    )
-    charts = [figure(_chart(name, run, level), f"{name}: |D| = {run.size:,}") for name, run in drawn]
-    return section("training", "Training of each run", legend, tag("div", *charts, class_="small"))
+    return {"note": note, "charts": [_chart(name, run, level) for name, run in drawn]}
 
 
-def _chart(name: str, run: Run, level: float) -> Html:
-    """Ratio above loss, both over epochs, as inline SVG in the page's colours."""
+def _chart(name: str, run: Run, level: float) -> dict[str, Any]:
+    """Ratio above loss, both over epochs: the paths, dots and texts of an inline SVG."""
     left, right, top, middle, low, bottom = 34, 252, 8, 78, 92, 134  # of the two panels, in units of the drawing
     ratios = [(1000 * s.kimg / run.size, s.ratio, *s.interval) for s in run.snapshots]
     losses = [(x, loss) for x, loss in run.losses if loss > 0]
@@ -338,25 +328,29 @@ def _chart(name: str, run: Run, level: float) -> Html:
     x = _scale(0, end, left, right)
     y = _scale(0, 1, middle, top)
 
-    shapes = [tag("path", d=f"M{left} {top}V{middle}H{right}M{left} {low}V{bottom}H{right}", class_="axis")]
-    shapes.append(tag("path", d=f"M{left} {y(level)}H{right}", class_="level"))
-    shapes += [tag("path", d=f"M{x(e)} {y(below)}V{y(above)}", class_="ratio") for e, _, below, above in ratios]
-    shapes.append(tag("path", d=_path([(x(e), y(r)) for e, r, *_ in ratios]), class_="ratio"))
-    for e, ratio, *interval in ratios:
-        words = f"epoch {e:,.0f}: {_percent(ratio)} % {_interval(interval)}"
-        shapes.append(tag("circle", tag("title", words), cx=x(e), cy=y(ratio), r=2.4, class_="dot"))
+    loss = None
     texts = [(left - 4, top + 6, "100", "end"), (left - 4, middle, "0", "end")]
     if losses:
         least, most = min(loss for _, loss in losses), max(loss for _, loss in losses)
         z = _scale(math.log(least), math.log(most), bottom - 2, low + 2)
-        shapes.append(tag("path", d=_path([(x(e), z(math.log(loss))) for e, loss in losses]), class_="loss"))
+        loss = _path([(x(e), z(math.log(loss))) for e, loss in losses])
         texts += [(left - 4, low + 6, f"{most:.2g}", "end"), (left - 4, bottom, f"{least:.2g}", "end")]
     else:
         texts.append(((left + right) / 2, (low + bottom) / 2, "no loss recorded", "middle"))
     texts += [(left, bottom + 13, "0", "middle"), (right, bottom + 13, f"{end:,.0f} epochs", "end")]
-    shapes += [tag("text", text, x=x0, y=y0, text_anchor=anchor) for x0, y0, text, anchor in texts]
-    words = f"Memorization ratio and training loss of {name} over {end:,.0f} epochs"
-    return tag("svg", *shapes, viewBox="0 0 260 150", role="img", aria_label=words)
+    return {
+        "name": name, "size": f"{run.size:,}", "width": 260, "height": 150,
+        "words": f"Memorization ratio and training loss of {name} over {end:,.0f} epochs",
+        "axes": f"M{left} {top}V{middle}H{right}M{left} {low}V{bottom}H{right}",
+        "level": f"M{left} {y(level)}H{right}",
+        "intervals": [f"M{x(e)} {y(below)}V{y(above)}" for e, _, below, above in ratios],
+        "ratio": _path([(x(e), y(r)) for e, r, *_ in ratios]),
+        "dots": [
+            (x(e), y(ratio), f"epoch {e:,.0f}: {_percent(ratio)} % {_interval(interval)}")
+            for e, ratio, *interval in ratios
+        ],
+        "loss": loss, "texts": texts,
+    }  # fmt: skip
 
 
 def _scale(start: float, end: float, first: float, last: float) -> Callable[[float], float]:
@@ -369,45 +363,27 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(points))
 
 
-def _pictures(study: StudyFolder) -> Html | None:
-    folders = [run.path for run in study.runs.values()]
-    pictures, left_out = find_pictures(study.root, folders)
-    if not pictures and not left_out:
-        return None
-    shown = [figure(image(data, "image/png", f"Picture {name}"), tag("code", name)) for name, data in pictures.items()]
-    missing = None
-    if left_out:
-        rows = [(tag("code", name), reason) for name, reason in left_out.items()]
-        head = f"{_count(len(left_out), 'picture')} left out"
-        missing = tag("details", tag("summary", head), table(["file", "why"], rows))
-    return section("pictures", "Pictures", tag("div", *shown, class_="stack"), missing)
+def _pictures(study: StudyFolder) -> dict[str, Any]:
+    pictures, left_out = find_pictures(study.root, [run.path for run in study.runs.values()])
+    return {
+        "pictures": [(name, _image(data, "image/png", f"Picture {name}")) for name, data in pictures.items()],
+        "left_out": [(_code(name), reason) for name, reason in left_out.items()],
+    }
 
 
 # ----------------------------------------------------------------------------
 # With what.
 
 
-def _options(study: StudyFolder) -> Html:
+def _options(study: StudyFolder) -> dict[str, Any]:
     options = [run.command for run in study.runs.values()]
     differ = differing(options)
-    rows = [[tag("code", name), *(_show(values[i]) for values in differ.values())] for i, name in enumerate(study.runs)]
-    same = [(tag("code", key), tag("code", _show(value))) for key, value in common(options).items()]
-    if len(options) == 1:
-        varied = tag("p", "There is only one run.")
-    elif not differ:
-        varied = tag("p", "All runs have the same options.")
-    else:
-        varied = table(["run", *differ], rows, sortable=True)
-    summary = f"{_count(len(same), 'option')} that all runs have in common"
-    return section(
-        "options",
-        "Options that differ",
-        varied,
-        tag("details", tag("summary", summary), table(["option", "value"], same)),
-    )
+    rows = [[_code(name), *(_show(values[i]) for values in differ.values())] for i, name in enumerate(study.runs)]
+    same = [(_code(key), _code(_show(value))) for key, value in common(options).items()]
+    return {"number": len(options), "differ": (["run", *differ], rows), "same": same}
 
 
-def _versions(study: StudyFolder) -> Html:
+def _versions(study: StudyFolder) -> dict[str, Any]:
     here = versions()
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for name, run in study.runs.items():
@@ -418,12 +394,11 @@ def _versions(study: StudyFolder) -> Html:
     unknown = sum(len(names) for found, names in groups.values() if not found)
     keys = dict.fromkeys([*here, *(key for found, _ in columns for key in found)])
     rows = [[key, here.get(key, ""), *(_show(found.get(key, "")) for found, _ in columns)] for key in keys]
-    note = tag("p", f"{_count(unknown, 'run')} recorded no versions.", class_="soft") if unknown else None
-    return section("versions", "Versions", table(["", "this page", *(head for _, head in columns)], rows), note)
+    return {"table": (["", "this page", *(head for _, head in columns)], rows), "unknown": unknown}
 
 
-def _commands(study: StudyFolder, again: str, command: Sequence[str]) -> Html:
-    """The commands that repeat each run below the new folder `again`, and those that compare the runs."""
+def _commands(study: StudyFolder, again: str) -> list[tuple[str, list[str], list[str]]]:
+    """Of each run its name, notes, and the commands that repeat it below the new folder `again`."""
     parts = []
     for name, run in study.runs.items():
         target = Path(again) / name
@@ -441,17 +416,8 @@ def _commands(study: StudyFolder, again: str, command: Sequence[str]) -> Html:
                     notes.append("Measured in features, too: add --features with the TorchScript file.")
         except ValueError as err:
             notes.append(f"No command for the measurement: {err}")
-        content = [tag("p", note) for note in notes] + ([tag("pre", "\n".join(lines))] if lines else [])
-        parts.append(tag("details", tag("summary", tag("code", name)), *content))
-    return section(
-        "commands",
-        "How to repeat it",
-        tag("p", f"This page, from the runs in {study.root}:") if command else None,
-        tag("pre", _shell(command)) if command else None,
-        tag("p", "Each run, in a new folder, from datasets at the recorded places:"),
-        *parts,
-        tag("p", f"Made {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}.", class_="soft"),
-    )
+        parts.append((name, notes, lines))
+    return parts
 
 
 def _shell(words: Sequence[str], width: int = 100) -> str:

@@ -14,8 +14,9 @@ from dnnlib import EasyDict
 from dnnlib.cli import Float, report_errors
 from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
+from memorization.curve.compare import compare_runs, comparison_record, write_distances
 from memorization.curve.figures import curve_figure, trajectory_figure
-from memorization.curve.files import write_curve_csv, write_curve_json, write_trajectory_csv
+from memorization.curve.files import write_curve_csv, write_curve_json, write_json, write_trajectory_csv
 from memorization.curve.lines import INTERPOLATIONS, REPLICATES, Line, curve_lines, line_notes, trajectories
 from memorization.measure.posterior import posterior_curves
 from memorization.plots import check_format, collapse_curve
@@ -207,6 +208,51 @@ def trajectory(
     trajectory_figure(lines, out, level=level, title=title)
     write_trajectory_csv(lines, table)
     click.echo(f"Figure: {out}\nTable:  {table}")
+
+
+@main.command()
+@click.argument("runs", metavar="RUN_A RUN_B", nargs=2)
+@click.option("--kimg", help="Both at this snapshot  [default: each at its highest]", metavar="INT", type=int)
+@click.option("--confidence", help="Of the interval", metavar="FLOAT", type=_FRACTION, default=0.95, show_default=True)
+@click.option("--out", help="JSON of the comparison", metavar="FILE", default="compare.json", show_default=True)
+@click.option("--csv", "table", help="Also a CSV of the distances of every image, one per run, beside it", is_flag=True)
+@report_errors
+def compare(runs: tuple[str, str], kimg: int | None, confidence: float, out: str, table: bool) -> None:
+    """By how much two measured runs differ in R_mem, and whether that can be chance.
+
+    The interval and the test are about the two networks: images of the same seeds, which begin with the same
+    noise, are compared pair by pair (McNemar's exact test), others as independent draws (Fisher's). What another
+    training seed would do, one run of each cannot say; train several and draw them with emm.py curve.
+
+    Example:
+
+    \b
+    # Two widths on the same images
+    python emm.py compare training-runs/00000-narrow training-runs/00001-wide --out=width.json --csv
+    """
+    check_file(out)
+    tables = [Path(out).with_name(f"{Path(out).stem}-{letter}.csv") for letter in "ab"] if table else []
+    for path in tables:
+        check_file(path)
+    found = compare_runs(*(read_run(run) for run in runs), kimg=kimg, confidence=confidence)
+    for letter, side in zip("AB", found.sides):
+        n, k = side.record["num_samples"], side.record["num_memorized"]
+        click.echo(
+            f"{letter}  {100 * k / n:6.2f} %  {k:,} of {n:,} images, kimg {side.record['kimg']}  {side.run.path}"
+        )
+    d = found.difference
+    click.echo(
+        f"A - B  {100 * d.value:+.2f} points, {100 * d.confidence:g} % interval "
+        f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
+        f"{' of pairs' if d.paired else ''}, p = {d.p_value:.2g} ({d.test})"
+    )
+    for note in found.notes:
+        click.echo(f"Note: {note}.")
+    for side, path in zip(found.sides, tables):
+        write_distances(side, path)
+        click.echo(f"Table:  {path}")
+    write_json(comparison_record(found) | {"command": sys.argv}, out)
+    click.echo(f"Record: {out}")
 
 
 @main.command()

@@ -29,7 +29,7 @@ def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
         for line in lines
         for p in line.points
     ]
-    _write_csv(CURVE_COLUMNS, rows, path)
+    write_csv(CURVE_COLUMNS, rows, path)
 
 
 def write_trajectory_csv(trajectories: Iterable[Trajectory], path: str | os.PathLike) -> None:
@@ -39,7 +39,7 @@ def write_trajectory_csv(trajectories: Iterable[Trajectory], path: str | os.Path
         for t in trajectories
         for point in zip(t.epochs, t.ratio, t.low, t.high)
     ]
-    _write_csv(TRAJECTORY_COLUMNS, rows, path)
+    write_csv(TRAJECTORY_COLUMNS, rows, path)
 
 
 def write_curve_json(
@@ -71,6 +71,11 @@ def write_curve_json(
         "command": list(command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    write_json(content, path)
+
+
+def write_json(content: dict[str, Any], path: str | os.PathLike) -> None:
+    """As strict JSON, in which numbers that are not finite are null."""
     with atomic_write(path, "w") as file:
         json.dump(_strict(content), file, indent=1, allow_nan=False)
         file.write("\n")
@@ -84,7 +89,7 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: str | os.PathLike) -> None:
+def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: str | os.PathLike) -> None:
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

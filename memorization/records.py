@@ -92,6 +92,12 @@ def setting(record: dict[str, Any], key: str) -> Any:
     return record.get(key, _DEFAULTS.get(key))
 
 
+def images_seen(record: dict[str, Any]) -> float:
+    """Training images that a snapshot has seen; records from before they were counted have the kimg of its name."""
+    nimg = record.get("nimg")
+    return nimg if nimg is not None else 1000 * record["kimg"]
+
+
 def make_record(measurement: Measurement, kimg: int | None, settings: dict[str, Any], **entries: Any) -> dict[str, Any]:
     """The record of one measured snapshot.
 
@@ -307,7 +313,7 @@ def _wrong_entry(record: dict[str, Any]) -> str | None:
     kinds |= {"compile": bool, "other_reference": bool}
     kinds |= dict.fromkeys(("sampler", "adaptive", "sequential", "gap"), dict | None)
     kinds |= dict.fromkeys(("snapshot", "seeds", "reference", "precision"), str | None)
-    kinds |= dict(kimg=int | float | None, num_samples=int, num_memorized=int)
+    kinds |= dict(kimg=int | float | None, nimg=int | None, num_samples=int, num_memorized=int)
     for key, kind in kinds.items():
         if key in record and not isinstance(record[key], kind):
             return key

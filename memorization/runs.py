@@ -13,7 +13,7 @@ from typing import Any
 
 from dnnlib.limits import parse_json
 from dnnlib.util import flatten
-from memorization.records import SETTINGS, jsonl_path, read_trajectory, setting
+from memorization.records import SETTINGS, images_seen, jsonl_path, read_trajectory, setting
 from memorization.stats.intervals import wilson_interval
 from training.precision import saved_precision
 from training.run.state import read_run_state
@@ -51,6 +51,7 @@ class SnapshotPoint:
     kimg: int
     num_memorized: int
     num_samples: int
+    nimg: float = 0  # training images seen; `kimg` is the whole number in the name of the file
     adaptive: bool = False  # the measurement stopped as soon as it was clear on which side of a bar the ratio lies
 
     @property
@@ -91,7 +92,7 @@ class Run:
     def snapshots(self) -> tuple[SnapshotPoint, ...]:
         """The snapshots that count, ascending kimg."""
         return tuple(
-            SnapshotPoint(r["kimg"], r["num_memorized"], r["num_samples"], bool(r.get("adaptive")))
+            SnapshotPoint(r["kimg"], r["num_memorized"], r["num_samples"], images_seen(r), bool(r.get("adaptive")))
             for r in self.counted
         )
 
@@ -103,6 +104,10 @@ class Run:
     @property
     def kimg(self) -> int:
         return self.best.kimg
+
+    @property
+    def nimg(self) -> float:
+        return self.best.nimg
 
     @property
     def num_memorized(self) -> int:

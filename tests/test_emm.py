@@ -13,7 +13,7 @@ import emm as cli
 import generate_optim
 from memorization.curve.emm import Emm, emm_estimate
 from memorization.curve.factors import differing_options
-from memorization.curve.lines import curve_lines, curve_points
+from memorization.curve.lines import curve_lines, curve_points, trajectories
 from memorization.measure.posterior import crossing, posterior_curves
 from memorization.plots import collapse_curve, neighbour_grid
 from memorization.runs import find_runs, read_run
@@ -414,3 +414,14 @@ def test_a_run_is_found_once_by_any_of_its_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_runs(["all", tmp_path / "all", tmp_path / "link"])[0] == [Path("all/run")]
     assert read_run("all/run").size == read_run(run).size == 16
+
+
+def test_epochs_are_of_the_images_seen_not_of_the_name_of_the_file(tmp_path):
+    """The last snapshot of |D| = 8 after 1,200 epochs has seen 9.6 kimg and is called 000009."""
+    exact = {"kimg": 9, "nimg": 9600, "snapshot": "9", "num_memorized": 60, "num_samples": 64, "seeds": "0-63"}
+    run = read_run(write_run(tmp_path / "a", 8, [], total_nimg=9600, extra=[exact]))
+    assert (run.kimg, run.nimg, run.nimg / run.size, run.epochs) == (9, 9600, 1200, 1200)
+    (path,) = trajectories([run])[0]
+    assert path.epochs.tolist() == [1200]
+    before = read_run(write_run(tmp_path / "b", 8, [], extra=[{k: v for k, v in exact.items() if k != "nimg"}]))
+    assert (before.kimg, before.nimg) == (9, 9000)

@@ -21,6 +21,7 @@ from memorization.measure.monitor import MemorizationMonitor, stop_reason
 from memorization.measure.ratio import measure_network
 from training.dataset import ImageFolderDataset
 from training.observer import image_grid
+from training.run.run_dir import make_numbered_dir
 from training.run.state import read_run_state, write_run_state
 from training.samplers import StackedRandomGenerator
 from training.snapshots.snapshot import list_snapshots, load_network
@@ -362,7 +363,7 @@ def test_runs_that_start_together_get_different_numbers(tmp_path):
     def start(i):
         barrier.wait()
         for _ in range(4):
-            train.make_numbered_dir(tmp_path / f"00000-run{i}")
+            make_numbered_dir(tmp_path / f"00000-run{i}")
 
     threads = [threading.Thread(target=start, args=[i]) for i in range(8)]
     for thread in threads:

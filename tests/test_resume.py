@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,18 +17,21 @@ import numpy as np
 import pytest
 import torch
 from builders import wait_for
+from click.testing import CliRunner
 from conftest import ROOT
 from test_training import TINY, last_snapshot, stats, torchrun, weights
 
 import train
 from dnnlib.util import Logger, atomic_write
 from torch_utils.determinism import deterministic_algorithms
-from training import fingerprint
+from training import dataset as dataset_module
+from training import fingerprint, training_loop
 from training.dataset import ImageFolderDataset
 from training.fingerprint import array_sha256, dataset_sha256
 from training.run import checkpoint
 from training.run.state import read_run_state, write_run_state
 from training.run.stats_log import StatsLog
+from training.snapshots.snapshot import list_snapshots
 from training.training_loop import STOP_SIGNALS
 
 # Dropout and augmentation are on, both by default.
@@ -48,8 +52,6 @@ def data(images, digits_zip, tmp_path_factory, make_zip):
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """An undisturbed run of 3 kimg, with a state at each tick."""
-    from click.testing import CliRunner
-
     run_dir = tmp_path_factory.mktemp("whole")
     result = CliRunner().invoke(train.main, [f"--outdir={run_dir}", f"--data={data}", *BASE])
     assert result.exit_code == 0, result.output
@@ -160,7 +162,7 @@ def test_restarts_of_torchrun_are_no_failure(monkeypatch, tmp_path, data, run_cl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_of_schedulers(number, whole, data, tmp_path, run_cli):
     """Sent twice, as a scheduler does that signals torchrun and its processes."""
     args = [f"--outdir={tmp_path}", f"--data={data}", *BASE, "--tick=50"]
@@ -177,7 +179,7 @@ def test_signals_of_schedulers(number, whole, data, tmp_path, run_cli):
     run_cli(train.main, [*args, "--resume=latest"])
     a, b = weights(last_snapshot(whole)), weights(last_snapshot(tmp_path))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert set(STOP_SIGNALS) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    assert set(STOP_SIGNALS) == {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 
 
 # ----------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def test_latest_is_the_beginning_of_a_new_run_and_the_end_of_a_complete_one(whol
     # It can be made longer.
     out = run_cli(train.main, [*args, "--duration=4"]).output
     assert f"Continuing from {run_dir / names[1]}." in out
-    assert [line["Progress/tick"]["mean"] for line in stats(run_dir)] == [0, 1, 2, 3, 4]
+    assert [line["Progress/tick"]["mean"] for line in stats(run_dir)] == [0, 1, 2, 3, 3, 4]  # the last was cut short
 
 
 def test_latest_needs_the_run_folder(data, tmp_path, run_cli):
@@ -258,15 +260,16 @@ def test_every_cut_and_any_flipped_byte_is_recognized(state, tmp_path):
     for size in sizes | set(rng.integers(len(content), size=60).tolist()):
         path.write_bytes(content[:size])
         found, damaged = checkpoint.latest_state(tmp_path)
-        assert found.name == "training-state-000009.pt" and len(damaged) == 1, size
+        assert found.path.name == "training-state-000009.pt" and len(damaged) == 1, size
         assert str(path) in damaged[0] and "cut short" in damaged[0]
     for place in itertools.chain(range(len(content) - 73, len(content)), rng.integers(len(content), size=200).tolist()):
         flipped = bytearray(content)
         flipped[place] ^= 1 << rng.integers(8)
         path.write_bytes(flipped)
-        assert checkpoint.latest_state(tmp_path)[0].name == "training-state-000009.pt", place
+        assert checkpoint.latest_state(tmp_path)[0].path.name == "training-state-000009.pt", place
     path.write_bytes(content)
-    assert checkpoint.latest_state(tmp_path) == (path, [])
+    found, damaged = checkpoint.latest_state(tmp_path)
+    assert (found.path, found.shared["nimg"], found.own, damaged) == (path, 10_000, dict(order=[3, 1]), [])
 
 
 def test_checksum_is_of_what_stands_before_it(state):
@@ -278,10 +281,11 @@ def test_checksum_is_of_what_stands_before_it(state):
 
 def test_states_of_format_1_load(state, tmp_path):
     path = tmp_path / state.name
-    torch.save(dict(torch.load(state, weights_only=True), format=1), path)
-    shared, own = checkpoint.load_state(path)
-    assert shared["nimg"] == 10_000 and own == dict(order=[3, 1])
-    torch.save(dict(torch.load(state, weights_only=True), format=3), path)
+    content = torch.load(state, weights_only=True)
+    torch.save(dict(content, format=1), path)
+    state = checkpoint.load_state(path)
+    assert state.shared["nimg"] == 10_000 and state.own == dict(order=[3, 1])
+    torch.save(dict(content, format=3), path)
     with pytest.raises(ValueError, match="not a training state of format 1 to 2"):
         checkpoint.latest_state(tmp_path)  # a newer program's, not damaged: nothing is lost by looking away
 
@@ -525,3 +529,107 @@ def test_digest_is_recorded_and_other_images_are_refused(whole, images, data, tm
     assert "other dataset content" in run_cli(train.main, [*args, f"--data={other}"], code=1).stderr
     assert "other labels content" in run_cli(train.main, [*args, f"--data={relabelled}"], code=1).stderr
     run_cli(train.main, [*args, f"--data={moved}"])
+
+
+# ----------------------------------------------------------------------------
+# A folder that holds a run.
+
+
+@pytest.mark.parametrize("held", ["network-snapshot-000001.safetensors", "training-state-000001.pt", "mem_traj.jsonl"])
+def test_a_folder_that_holds_a_run_is_refused(held, data, tmp_path, run_cli):
+    (tmp_path / held).write_text("of another run")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    args = [f"--outdir={tmp_path}", f"--data={data}", *BASE]
+    for more in ([], ["--dry-run"]):
+        error = run_cli(train.main, [*args, *more], code=1).stderr
+        assert "holds a run" in error and "--resume=latest" in error and "--overwrite" in error
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_overwrite_clears_the_run_and_nothing_else(whole, data, tmp_path, run_cli):
+    run = copy(whole, tmp_path / "run", "*.safetensors", "*.pt", "*.json", "*.jsonl")
+    (run / "network-snapshot-000099.safetensors").write_bytes(b"newer, of another run")
+    (run / "network-snapshot-000098.pkl").write_bytes(b"")
+    (run / "knn-dist").mkdir()
+    for name in ("mem_traj.jsonl", "mem_traj.log", "knn-dist/network-snapshot-000099.npz", "notes.txt"):
+        (run / name).write_text("x")
+    args = [f"--outdir={run}", f"--data={data}", *BASE, "--duration=1", "--overwrite"]
+    run_cli(train.main, [*args, "--dry-run"])
+    assert (run / "mem_traj.log").exists()
+    run_cli(train.main, args)
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "network-snapshot-000000.safetensors", "network-snapshot-000001.safetensors", "training-state-000001.pt",
+        "run-state.json", "stats.jsonl", "log.txt", "training_options.json", "notes.txt",
+    }  # fmt: skip
+    assert "exclude each other" in run_cli(train.main, [*args, "--resume=latest"], code=1).stderr
+    other = [f"--outdir={tmp_path}", f"--data={data}", *TINY, "--overwrite"]
+    assert "belongs to --nosubdir" in run_cli(train.main, other, code=1).stderr
+
+
+def test_a_run_without_a_state_begins_again_but_on_its_images_only(whole, images, data, tmp_path, make_zip, run_cli):
+    run = copy(whole, tmp_path / "run", "network-snapshot-*", "training_options.json")
+    args = [f"--outdir={run}", *BASE, "--resume=latest", "--cond=0", "--dry-run"]
+    run_cli(train.main, [*args, f"--data={data}", "--cond=1"])
+    other = make_zip(images[::-1], [0] * len(images), tmp_path / "other.zip")
+    assert "holds a run" in run_cli(train.main, [*args, f"--data={other}"], code=1).stderr
+
+
+def interrupt_at(nimg, monkeypatch):
+    """Ctrl-C after so many training images."""
+    original = training_loop.ema_beta
+
+    def beta(mode, seen, *args, **kwargs):
+        if seen == nimg:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(mode, seen, *args, **kwargs)
+
+    monkeypatch.setattr(training_loop, "ema_beta", beta)
+
+
+def test_a_stopped_run_goes_on_by_the_command_it_prints_and_keeps_its_schedule(data, tmp_path, run_cli, monkeypatch):
+    """Stopped within a tick; then snapshots lie at the same places as without, and the weights are the same."""
+    tiny = [arg for arg in BASE if not arg.startswith(("--snap", "--duration", "--dump"))]
+    args = [f"--data={data}", *tiny, "--snap=3", "--duration=4", "--batch=100"]
+    run_cli(train.main, [f"--outdir={tmp_path / 'whole'}", *args])
+    run = tmp_path / "a run's folder"
+    with monkeypatch.context() as patch:
+        interrupt_at(2400, patch)
+        result = CliRunner().invoke(train.main, [f"--outdir={run}", *args])
+    assert result.exit_code == train.EXIT_STOPPED
+    out = result.output
+    command = out[out.rindex("python ") :].strip()
+    words = shlex.split(command.replace("\\\n", ""))  # as a shell joins lines
+    assert words[:2] == ["python", "train.py"] and "--resume=latest" in words and f"--outdir={run}" in words
+    elsewhere = [word for word in words[2:] if not word.startswith(("--outdir", "--resume"))]
+    (state,) = checkpoint.list_states(run)
+    note = run_cli(train.main, [*elsewhere, f"--outdir={tmp_path / 'new'}", f"--resume={state}"]).output
+    assert "goes on in another folder" in note and f"--outdir={run} --nosubdir --resume=latest" in note
+    run_cli(train.main, words[2:])
+    kimg = [[k for k, _ in list_snapshots(tmp_path / name)] for name in ("whole", run.name, "new")]
+    assert kimg == [[0, 3, 4], [0, 2, 3, 4], [3, 4]]
+    final = [weights(last_snapshot(tmp_path / name)) for name in ("whole", run.name, "new")]
+    assert all(torch.equal(final[0][k], other[k]) for other in final[1:] for k in final[0])
+
+
+def test_what_a_run_begins_with_is_read_once(whole, data, tmp_path, run_cli, monkeypatch):
+    copy(whole, tmp_path, "training-state-000001.pt", "training-state-000002.pt")
+    opened, read = [], []
+    original_files, original_read = dataset_module.ImageFiles, checkpoint._read
+    monkeypatch.setattr(dataset_module, "ImageFiles", lambda path: opened.append(path) or original_files(path))
+    monkeypatch.setattr(checkpoint, "_read", lambda path: read.append(path.name) or original_read(path))
+    run_cli(train.main, [f"--outdir={tmp_path}", f"--data={data}", *BASE, "--resume=latest", "--mem-eval=8"])
+    assert opened == [str(data)] and read == ["training-state-000002.pt"]
+
+
+def test_closing_the_terminal_stops_a_run_but_for_nohup(monkeypatch):
+    with training_loop._StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with training_loop._StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, previous)

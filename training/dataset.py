@@ -198,6 +198,10 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         groups = self._files.groups()
         return None if groups is None else [groups[name] for name in self.names]
 
+    def release(self) -> None:
+        """Let go of the decoded images; from now on each is decoded when it is read."""
+        self.cache, self._images = False, None
+
     def close(self) -> None:
         """Close the zip; reading opens it again."""
         self._files.close()

@@ -35,23 +35,25 @@ from training.run import checkpoint
 from training.run.events import EventLog
 from training.run.state import write_run_state
 from training.run.stats_log import StatsLog
-from training.snapshots.snapshot import load_network, load_tensors, save_snapshot
+from training.snapshots.snapshot import load_tensors, save_snapshot
 
 OPTIMIZERS = dict(Adam=Adam, SGD=torch.optim.SGD)
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, a scheduler, Slurm's --signal=USR1@60
+# Ctrl-C, a scheduler, Slurm's --signal=USR1@60, a terminal that is closed.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class EndOfRun(ValueError):
     """A training state after which there is nothing left to do."""
 
-    def __init__(self, source: str, kimg: float, reason: str):
+    def __init__(self, source: str | os.PathLike, kimg: float, reason: str):
         super().__init__(f'"{source}" is at the end of its run, {reason}.')
         self.kimg, self.reason = kimg, reason
 
 
 def training_loop(
     run_dir: str | os.PathLike,  # Output folder, which exists.
-    dataset_kwargs: dict,  # Arguments of ImageFolderDataset.
+    dataset: ImageFolderDataset,  # Training images.
+    dataset_kwargs: dict,  # Its arguments, for the header of the snapshots.
     network_kwargs: dict,  # Arguments of build_network, but for those that the dataset decides.
     loss: str,  # vp, ve or edm.
     optimizer_kwargs: dict,  # class_name (Adam or SGD) and its arguments.
@@ -77,8 +79,8 @@ def training_loop(
     max_nan_ticks: int = 3,  # End the run after so many ticks in a row without a finite loss; 0 = never.
     num_workers: int = 1,  # Loader processes, for a dataset that does not fit into memory.
     cudnn_benchmark: bool = True,  # Let cuDNN time its algorithms.
-    transfer: str | None = None,  # Start from the weights of this snapshot.
-    resume: str | None = None,  # Continue from this training state.
+    weights: dict[str, Tensor] | None = None,  # Start from these, of `make_network`.
+    state: checkpoint.State | None = None,  # Continue from this training state, which `check_state` has taken.
     dataset_sha256: str | None = None,  # Digest of the images; a training state of other images is refused.
     labels_sha256: str | None = None,  # Digest of the labels, if they are used.
     tensorboard: bool = False,  # Write event files, too.
@@ -96,7 +98,7 @@ def training_loop(
     Raises
     ------
     OSError, ValueError
-        If a file cannot be read or written or does not fit this run, the batch cannot be divided, or the loss
+        If a file cannot be written, the state does not fit this run, the batch cannot be divided, or the loss
         has not been finite for `max_nan_ticks` ticks.
     """
     start_time = time.time()
@@ -108,7 +110,6 @@ def training_loop(
     per_rank, per_round = split_batch(batch_size, batch_gpu, world_size)
 
     # Data.
-    dataset = ImageFolderDataset(**dataset_kwargs)
     order = InfiniteSampler(len(dataset), rank, world_size, seed=seed, window_size=window_size)
 
     # Network.
@@ -116,9 +117,8 @@ def training_loop(
     net = make_network(dataset, network_kwargs, augment)
     net.train().requires_grad_(True).to(device)
     dist.print0(f"Network has {sum(p.numel() for p in net.parameters()):,} parameters on {device}.")
-    if transfer is not None and resume is None:
-        source, _ = load_network(transfer, device)
-        load_tensors(net, source.state_dict(), transfer)
+    if weights is not None and state is None:
+        net.load_state_dict(weights)
 
     # Optimizer, moving average, and what joins the processes.
     loss_fn = LOSSES[loss]()
@@ -144,11 +144,10 @@ def training_loop(
     averaged = ema if observer is None else prepare_denoiser(ema, precision, compile, device)  # what it looks at
 
     # Resume.
-    nimg = tick = nan_ticks = 0
+    nimg = tick = tick_start_nimg = nan_ticks = 0
     content = dict(dataset_sha256=dataset_sha256, labels_sha256=labels_sha256)
-    if resume is not None:
-        shared, own = checkpoint.load_state(resume)
-        check_state(shared, resume, net, batch_size, len(dataset), settings, total_nimg, content, precision)
+    if state is not None:
+        shared, resume = state.shared, state.path
         load_tensors(net, shared["net"], resume)
         load_tensors(ema, shared["ema"], resume)
         try:
@@ -159,11 +158,12 @@ def training_loop(
             if any(isinstance(m, Tensor) and m.ndim and m.shape != p.shape for m in moments.values()):
                 raise ValueError(f'"{resume}" holds the state of another optimizer.')
         nimg, tick = shared["nimg"], shared["tick"]
+        tick_start_nimg = shared.get("tick_start_nimg", nimg)
         ema_rampup_ratio = shared.get("ema_rampup_ratio", ema_rampup_ratio)
-        order.load_state_dict(own["order"])
+        order.load_state_dict(state.own["order"])
         if observer is not None:
             observer.load_state_dict(shared.get("observer", {}))
-        checkpoint.set_random_state(own["random"])
+        checkpoint.set_random_state(state.own["random"])
         dist.print0(f"Continuing from {resume}.")
     dist.on_rank0(_remove_leftovers, run_dir)
 
@@ -173,7 +173,7 @@ def training_loop(
     )
     dist.print0()
     stats = Collector(device)
-    tick_start_nimg, tick_start_time = nimg, time.time()
+    timed_nimg, tick_start_time = nimg, time.time()
     maintenance_time = tick_start_time - start_time
     reason = "its duration is over"
     bar = tqdm(
@@ -183,7 +183,7 @@ def training_loop(
     done = nimg >= total_nimg
     _tell(run_dir, "running", nimg)
     loader = contextlib.closing(_batches(dataset, order, per_round, device, num_workers))
-    events_file = _event_log(run_dir, tensorboard, nimg if resume is not None else None)
+    events_file = _event_log(run_dir, tensorboard, nimg if state is not None else None)
     stats_file = StatsLog(Path(run_dir) / "stats.jsonl", nimg) if rank == 0 else contextlib.nullcontext()
     with _StopSignals() as stop, bar, loader as batches, stats_file as stats_log, events_file as events:
         while not done:
@@ -215,7 +215,8 @@ def training_loop(
             # Once per tick: snapshot, observation, status, statistics, state.
             done = nimg >= total_nimg
             stopping = stop.agreed() and not done
-            if not done and not stopping and tick != 0 and nimg < tick_start_nimg + kimg_per_tick * 1000:
+            over = tick == 0 or nimg >= tick_start_nimg + kimg_per_tick * 1000
+            if not over and not done and not stopping:
                 continue
             tick_end_time = time.time()
             name = f"{nimg // 1000:06d}"
@@ -235,7 +236,7 @@ def training_loop(
             for key, value in {"Progress/lr": lr, "Progress/ema_beta": beta, **seen.values}.items():
                 stats.report(key, value)
             _report_status(
-                stats, bar, device, tick=tick, nimg=nimg, tick_nimg=nimg - tick_start_nimg, start_time=start_time,
+                stats, bar, device, tick=tick, nimg=nimg, tick_nimg=nimg - timed_nimg, start_time=start_time,
                 tick_sec=tick_end_time - tick_start_time, maintenance_sec=maintenance_time, note=seen.status,
             )  # fmt: skip
             averages = stats.flush()
@@ -249,12 +250,16 @@ def training_loop(
             nan_ticks = nan_ticks + 1 if lost else 0
             if nan_ticks and nan_ticks == max_nan_ticks:
                 _give_up(run_dir, nimg, nan_ticks)
-            if done or stopping or (tick % state_dump_ticks == 0 and tick != 0 and not lost):
+            dump = done or stopping or (tick % state_dump_ticks == 0 and tick != 0 and not lost)
+            if over:  # else a run that goes on from here completes it
+                tick, tick_start_nimg = tick + 1, nimg
+            if dump:
                 checkpoint.save_state(
                     Path(run_dir) / f"training-state-{name}.pt",
                     shared=dict(
                         net=net.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(),
-                        nimg=nimg, tick=tick + 1, batch_size=batch_size, dataset_size=len(dataset), **content,
+                        nimg=nimg, tick=tick, tick_start_nimg=tick_start_nimg,
+                        batch_size=batch_size, dataset_size=len(dataset), **content,
                         network=_plain(net.init_kwargs), optimizer_settings=_plain(settings), seed=seed,
                         precision=precision,
                         ema_rampup_ratio=ema_rampup_ratio,
@@ -263,15 +268,14 @@ def training_loop(
                     per_rank=dict(order=order.state_dict(), random=checkpoint.random_state()),
                     keep=None if lost else keep_states,
                 )  # fmt: skip
-            tick += 1
-            tick_start_nimg, tick_start_time = nimg, time.time()
+            timed_nimg, tick_start_time = nimg, time.time()
             maintenance_time = tick_start_time - tick_end_time
             if stopping:
                 break
         _tell(run_dir, "complete" if done else "stopped", nimg, reason if done else "a signal asked it to stop")
         dist.print0()
         if not done:
-            dist.print0(f"Stopped at {nimg / 1000:g} kimg; --resume={run_dir}/training-state-{name}.pt continues.")
+            dist.print0(f"Stopped at {nimg / 1000:g} kimg; its state is saved.")
         elif nimg < total_nimg:
             dist.print0(f"Ended at {nimg / 1000:g} of {total_nimg / 1000:g} kimg: {reason}.")
         dist.barrier()  # torchrun ends all when one leaves with an error, as after a signal: leave together
@@ -320,7 +324,7 @@ def make_network(dataset: ImageFolderDataset, network_kwargs: dict, augment: flo
 
 def check_state(
     shared: dict[str, Any],  # What the ranks share of a training state.
-    source: str,  # Its file, for messages.
+    source: str | os.PathLike,  # Its file, for messages.
     net: torch.nn.Module,  # Network of this run.
     batch_size: int,
     dataset_size: int,
@@ -348,7 +352,8 @@ def check_state(
         if None not in (value, shared.get(name)) and value != shared[name]:  # older states do not know
             raise ValueError(f'"{source}" is of a run on other {name.split("_")[0]} content; resume with its --data.')
     tensors = all(isinstance(shared.get(part), dict) for part in ("net", "ema", "optimizer"))
-    if not tensors or any(type(shared.get(name)) is not int for name in ("nimg", "tick")):
+    counters = (shared.get("nimg"), shared.get("tick"), shared.get("tick_start_nimg", 0))
+    if not tensors or any(type(counter) is not int for counter in counters):
         raise ValueError(f'"{source}" lacks weights or counters; it is not a whole training state.')
     if shared["nimg"] >= total_nimg:
         kimg = shared["nimg"] / 1000
@@ -434,7 +439,7 @@ def _batches(
     dist.print0(
         f"The dataset is decoded by {num_workers} worker processes (--cache=0, or it does not fit into memory)."
     )
-    dataset.cache = False
+    dataset.release()
     ahead = copy.deepcopy(order)  # the loader runs ahead of training
     loader = torch.utils.data.DataLoader(
         dataset, batch_sampler=(ahead.take(count).tolist() for _ in iter(int, 1)), num_workers=num_workers,
@@ -512,7 +517,7 @@ def _report_status(
         f"tick {tick:<5d} kimg {nimg / 1e3:<9.1f} time {format_time(total):<12s} sec/tick {per_tick:<7.1f} "
         f"sec/kimg {per_kimg:<7.3f} maintenance {maintenance_sec:<6.1f} "
         f"cpumem {values['Resources/cpu_mem_gb']:<6.2f} gpumem {values['Resources/peak_gpu_mem_gb']:<6.2f} "
-        f"reserved {values['Resources/peak_gpu_mem_reserved_gb']:<6.2f} {note}"
+        f"reserved {values['Resources/peak_gpu_mem_reserved_gb']:<6.2f} threads {torch.get_num_threads():<3d} {note}"
     )
     if dist.get_rank() == 0:
         bar.write(line.rstrip(), file=sys.stdout)
@@ -569,7 +574,8 @@ class _StopSignals:
 
     def __enter__(self) -> "_StopSignals":
         self._asked = time.time()
-        self._previous = {s: signal.signal(s, self._note) for s in STOP_SIGNALS}
+        noted = [s for s in STOP_SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # nohup
+        self._previous = {s: signal.signal(s, self._note) for s in noted}
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from dnnlib.util import atomic_write
 from memorization.plots import check_format, save_figure
-from memorization.records import jsonl_path
+from memorization.records import images_seen, jsonl_path
 from memorization.runs import LOG, Run, by_settings
 from memorization.stats.intervals import wilson_interval
 from memorization.stats.timing import RiseFits, Timing, timing_test
@@ -84,7 +84,7 @@ def group_curves(run: Run) -> dict[str, list[GroupPoint]]:
             total = sum(row["num_training"] for row in record["groups"].values())
             for name, row in record["groups"].items():
                 counts = {key: row[key] for key in ("num_memorized", "num_nearest", "num_replayed", "num_training")}
-                epochs = 1000 * record["kimg"] / run.size
+                epochs = images_seen(record) / run.size
                 point = GroupPoint(record["kimg"], epochs, **counts, num_samples=record["num_samples"], total=total)
                 _ = point.interval  # refuses counts that are none
                 curves.setdefault(name, []).append(point)

@@ -343,7 +343,7 @@ def trajectories(
 def _average(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """epochs, mean ratio, and both ends of the band."""
     snapshots = [run.snapshots for run in runs]
-    epochs = [np.array([1000 * s.kimg / run.size for s in each]) for run, each in zip(runs, snapshots)]
+    epochs = [np.array([s.nimg / run.size for s in each]) for run, each in zip(runs, snapshots)]
     ratios = [np.array([s.ratio for s in each]) for each in snapshots]
     if len(runs) == 1:
         low, high = np.array([s.interval for s in snapshots[0]]).T
@@ -401,6 +401,7 @@ def _run_record(run: Run) -> dict[str, Any]:
         "seed": run.options.get("seed"),
         "epochs": run.epochs,
         "kimg": run.kimg,
+        "nimg": run.nimg,
         "ratio": run.ratio,
         "num_memorized": run.num_memorized,
         "num_samples": run.num_samples,

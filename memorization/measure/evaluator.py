@@ -181,6 +181,8 @@ class Evaluator:
 
         rows, entries = self.meter.measure(subject, start=start, keep=keep, images=images, subdirs=self.subdirs)
         entries = find_results(rows, self.task, self.reference) | entries
+        if (nimg := self.meter.load(subject)[1].get("nimg")) is not None:
+            entries["nimg"] = nimg  # exactly, where `kimg` is the whole number in the name of the file
         return self.ledger.write(subject, make_record(rows, subject.kimg, settings, **entries), rows, images)
 
     def _tell_once(self, text: str, file: IO[str] | None = None) -> None:

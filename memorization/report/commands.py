@@ -1,6 +1,8 @@
 """The commands that repeat a run, rebuilt from what it recorded."""
 
 import math
+import shlex
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -30,9 +32,7 @@ def train_command(
     try:
         named = options["command"] | _ONCE | {"outdir": str(outdir), "nosubdir": True}
         named |= {"device": device or named["device"]}
-        values = {key.replace("_", "-"): value for key, value in named.items() if key not in _NO_VALUE}
-        flags = [f"--{key}" for key in named if key in _NO_VALUE and named[key]]
-        return _script("train.py", int(options["num_processes"])) + _flags(values) + flags
+        return command_words("train.py", named, int(options["num_processes"]))
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise ValueError(f"training_options.json is not as train.py writes it ({type(err).__name__}: {err}).") from None
 
@@ -59,6 +59,29 @@ def measure_command(record: dict[str, Any], expdir: str | PurePath) -> list[str]
         return _script("mem_ratio.py", 1) + _flags(named) + more
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise ValueError(f"mem_traj.jsonl lacks settings ({type(err).__name__}: {err}).") from None
+
+
+def command_words(script: str, values: dict[str, Any], processes: int) -> list[str]:
+    """The command with these values of options of train.py, by the names of their parameters; None is left out.
+
+    Raises
+    ------
+    TypeError
+        If a value is none of an option.
+    """
+    named = {key.replace("_", "-"): value for key, value in values.items() if key not in _NO_VALUE}
+    flags = [f"--{key}" for key in values if key in _NO_VALUE and values[key]]
+    return _script(script, processes) + _flags(named) + flags
+
+
+def command_text(words: Sequence[str], width: int = 100) -> str:
+    """A command line as it is typed, in several lines where it is long."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
 
 
 def _script(name: str, processes: int) -> list[str]:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -20,7 +19,7 @@ from memorization.curve.emm import Emm
 from memorization.curve.factors import differing_options
 from memorization.curve.figures import curve_figure, trajectory_figure
 from memorization.curve.lines import Line, curve_lines, line_notes, trajectories
-from memorization.report.commands import FEATURES, measure_command, train_command
+from memorization.report.commands import FEATURES, command_text, measure_command, train_command
 from memorization.report.folder import StudyFolder, common, differing, find_pictures, find_plans
 from memorization.runs import NO_FACTOR, Run
 from memorization.selection import on_other_images
@@ -82,7 +81,7 @@ def write_report(
         options=_options(study),
         versions=_versions(study),
         root=study.root,
-        command=_shell(command),
+        command=command_text(command),
         commands=_commands(study, f"{name}-again"),
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     )
@@ -287,7 +286,7 @@ def _runs(study: StudyFolder) -> tuple[list[str], list[list[object]], set[int]]:
     head = ["run", "|D|", *factors, "seed", "epochs", "R_mem %", "95 % interval", "images", "at epoch", "trained", "on"]
     rows = []
     for i, (name, run) in enumerate(study.runs.items()):
-        best = 1000 * run.kimg / run.size
+        best = run.nimg / run.size
         state = run.state and run.state["state"]
         processes = run.options.get("num_processes", 1)
         where = (run.device or "unknown") + (f" × {processes}" if processes != 1 else "")
@@ -322,7 +321,7 @@ def _training(study: StudyFolder, level: float) -> dict[str, Any]:
 def _chart(name: str, run: Run, level: float) -> dict[str, Any]:
     """Ratio above loss, both over epochs: the paths, dots and texts of an inline SVG."""
     left, right, top, middle, low, bottom = 34, 252, 8, 78, 92, 134  # of the two panels, in units of the drawing
-    ratios = [(1000 * s.kimg / run.size, s.ratio, *s.interval) for s in run.snapshots]
+    ratios = [(s.nimg / run.size, s.ratio, *s.interval) for s in run.snapshots]
     losses = [(x, loss) for x, loss in run.losses if loss > 0]
     end = max([run.epochs, *(r[0] for r in ratios), *(x for x, _ in losses)])
     x = _scale(0, end, left, right)
@@ -404,30 +403,20 @@ def _commands(study: StudyFolder, again: str) -> list[tuple[str, list[str], list
         target = Path(again) / name
         lines, notes = [], []
         try:
-            lines.append(_shell(train_command(run.options, target, (run.device or "").split(":")[0] or None)))
+            lines.append(command_text(train_command(run.options, target, (run.device or "").split(":")[0] or None)))
             if run.options.get("resume") is not None:
                 notes.append("This run went on from a training state; without --resume it starts at the beginning.")
         except ValueError as err:
             notes.append(f"No command for the training: {err}")
         try:
             for record in run.measurements:
-                lines.append(_shell(measure_command(record, target)))
+                lines.append(command_text(measure_command(record, target)))
                 if any(name.startswith(FEATURES) for name in record.get("criteria") or {}):
                     notes.append("Measured in features, too: add --features with the TorchScript file.")
         except ValueError as err:
             notes.append(f"No command for the measurement: {err}")
         parts.append((name, notes, lines))
     return parts
-
-
-def _shell(words: Sequence[str], width: int = 100) -> str:
-    """A command line as it is typed, in several lines where it is long."""
-    lines = [""]
-    for word in map(shlex.quote, words):
-        if lines[-1] and len(lines[-1]) + len(word) > width:
-            lines.append("   ")
-        lines[-1] += f" {word}" if lines[-1] else word
-    return " \\\n".join(lines)
 
 
 # ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,15 @@ _CHECKSUM_SIZE = 73  # bytes
 
 class DamagedState(ValueError):
     """A training state that is cut short or altered."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A training state, read."""
+
+    path: Path
+    shared: dict[str, Any]  # what all ranks have alike
+    own: dict[str, Any]  # what belongs to this rank
 
 
 # ----------------------------------------------------------------------------
@@ -101,8 +111,8 @@ class _Hashing:
 # Reading.
 
 
-def load_state(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read a state file: what is shared, and what belongs to this rank. Nothing in the file is executed.
+def load_state(path: str | os.PathLike) -> State:
+    """Read a state file. Nothing in the file is executed.
 
     Raises
     ------
@@ -122,12 +132,16 @@ def load_state(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]
         before = next((state for state in reversed(older) if _is_whole(state)), None)
         hint = f" The one before it is whole: --resume={before}" if before is not None else ""
         raise DamagedState(f"{err}{hint}") from err
+    return _of_this_rank(path, data)
+
+
+def _of_this_rank(path: Path, data: dict[str, Any]) -> State:
     if len(data["ranks"]) != dist.get_world_size():
         raise ValueError(
             f'"{path}" was written by {len(data["ranks"])} processes, this run has {dist.get_world_size()}; '
             f"start as many."
         )
-    return data["shared"], data["ranks"][dist.get_rank()]
+    return State(path, data["shared"], data["ranks"][dist.get_rank()])
 
 
 def list_states(run_dir: str | os.PathLike) -> list[Path]:
@@ -136,12 +150,12 @@ def list_states(run_dir: str | os.PathLike) -> list[Path]:
     return sorted((p for p in named if re.fullmatch(r"training-state-\d+\.pt", p.name)), key=_kimg)
 
 
-def latest_state(run_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
-    """Find the newest whole training state of a run folder.
+def latest_state(run_dir: str | os.PathLike) -> tuple[State | None, list[str]]:
+    """Read the newest whole training state of a run folder; every rank must call this, and reads it once.
 
     Returns
     -------
-    path : the state; None if there is no state at all
+    state : None if there is no state at all
     damaged : what is wrong with each newer one
 
     Raises
@@ -149,16 +163,25 @@ def latest_state(run_dir: str | os.PathLike) -> tuple[Path | None, list[str]]:
     OSError, ValueError
         If a file cannot be read, is of another kind, or all states are damaged.
     """
-    damaged: list[str] = []
-    for path in reversed(list_states(run_dir)):
-        try:
-            _read(path)
-            return path, damaged
-        except DamagedState as err:
-            damaged.append(str(err))
-    if damaged:
-        raise ValueError(f'No training state in "{run_dir}" is whole; delete them to start from the beginning.')
-    return None, []
+    data: dict[str, Any] = {}  # of rank 0, which looks for it
+
+    def find() -> tuple[Path | None, list[str]]:
+        nonlocal data
+        damaged: list[str] = []
+        for path in reversed(list_states(run_dir)):
+            try:
+                data = _read(path)
+                return path, damaged
+            except DamagedState as err:
+                damaged.append(str(err))
+        if damaged:
+            raise ValueError(f'No training state in "{run_dir}" is whole; delete them to start from the beginning.')
+        return None, []
+
+    path, damaged = dist.on_rank0(find)
+    if path is None:
+        return None, damaged
+    return _of_this_rank(path, data) if data else load_state(path), damaged
 
 
 def _kimg(path: Path) -> int:

@@ -38,7 +38,8 @@ def save_snapshot(path: str | os.PathLike, net: torch.nn.Module, kimg: float, da
     kimg : thousands of training images seen
     dataset_kwargs : arguments of the training set
     """
-    _write(path, net, dict(format=FORMAT_VERSION, network=net.init_kwargs, dataset=dataset_kwargs, kimg=kimg))
+    header = dict(format=FORMAT_VERSION, network=net.init_kwargs, dataset=dataset_kwargs, kimg=kimg)
+    _write(path, net, dict(header, nimg=round(1000 * kimg)))
 
 
 def _write(path: str | os.PathLike, net: torch.nn.Module, header: dict[str, Any]) -> None:
@@ -62,7 +63,8 @@ def load_network(
     -------
     net : the network
     header : network (class_name and arguments), dataset (arguments of the training set), kimg (thousands of
-        training images; None if not even the name of a .pkl tells); of a .pkl also loss and augment
+        training images; None if not even the name of a .pkl tells), nimg (exactly so many images,
+        where it is known); of a .pkl also loss and augment
 
     Raises
     ------
@@ -109,7 +111,10 @@ def _read_safetensors(path: Path, source: str) -> tuple[dict[str, Any], dict[str
         header = json.loads(metadata[_HEADER_KEY])
         version, header["network"] = header["format"], dict(header["network"])
         header["dataset"] = dict(header.get("dataset") or {})
-    except (KeyError, TypeError, ValueError, RecursionError) as err:
+        kimg = header.get("kimg")
+        if type(header.get("nimg")) is not int:  # from before it was there, or changed by hand
+            header["nimg"] = round(1000 * kimg) if type(kimg) in (int, float) else None
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as err:
         raise ValueError(f'"{source}" holds tensors but no snapshot header of this project.') from err
     if version != FORMAT_VERSION:
         raise ValueError(f'"{source}" has snapshot format {version}; this version reads format {FORMAT_VERSION}.')

@@ -1,6 +1,8 @@
 """Measure the memorization ratio, and the gap to the optimum, of all snapshots of a run."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from memorization.measure.subjects import (
 )
 from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_histogram
 from memorization.records import jsonl_path, setting
+from memorization.stats.sequential import error_share
 from torch_utils import distributed as dist
 from training.fingerprint import array_sha256
 from training.options import (
@@ -129,7 +132,10 @@ def several(convert: Callable[[str], Any]) -> Callable:
 @click.option(
     "--confidence", help="Confidence of that decision", metavar="FLOAT", type=FRACTION, default=0.95, show_default=True
 )
-@click.option("--until-above", help="Leave out older snapshots once one is above, with --adaptive", is_flag=True)
+@click.option(
+    "--until-above", help="Leave out older snapshots once one is above, with --adaptive; all share its confidence",
+    is_flag=True,
+)  # fmt: skip
 @click.option("--watch", help="Measure snapshots as a training run writes them, until it is done", is_flag=True)
 @click.option(
     "--poll", help="Look for new snapshots every so many seconds, with --watch", metavar="SEC", type=POSITIVE,
@@ -191,7 +197,9 @@ def main(
     same settings is not measured again, so that an interrupted command goes on where it stopped.
 
     --watch follows a run that is still training. --adaptive=0.9 stops with a snapshot as soon as its ratio is known to
-    be above or below 90 %. --threshold, --criterion and --features add ratios by other definitions to the records.
+    be above or below 90 %. --until-above asks whether the run is: it leaves out what is older than a snapshot above,
+    and its confidence is that of all snapshots together. --threshold, --criterion and --features add ratios by other
+    definitions to the records.
 
     A copy of a training image that occurs twice has d1 = d2 and does not count, as published; --unique compares with
     each different training image once.
@@ -285,7 +293,7 @@ def main(
         parts: dict[int | None, list[Subject]] = {None: subjects}  # seeds of a part -> what is measured with them
         if images and not given:  # all images; checkpoints may have different numbers of them
             parts = {size: [s for s in subjects if s.size == size] for size in sorted({s.size for s in subjects})}
-        evaluators = []
+        evaluators, position = [], itertools.count(1)
         for size, part in parts.items():
             task = Task(
                 seeds=seeds if size is None else range(size), batch=batch, class_idx=class_idx,
@@ -301,7 +309,7 @@ def main(
                 remeasure=remeasure, quiet=quiet,
             )  # fmt: skip
             evaluators.append(evaluator)
-            evaluator.run(first_above(part, evaluator) if until_above else part)
+            evaluator.run(first_above(part, evaluator, position) if until_above else part)
         evaluator = max(evaluators, key=highest)
         task = evaluator.task
 
@@ -465,10 +473,14 @@ def highest(evaluator: Evaluator) -> float:
     return max((record["ratio"] for record in evaluator.records.values()), default=-1.0)
 
 
-def first_above(subjects: Iterable[Subject], evaluator: Evaluator) -> Iterator[Subject]:
-    """The snapshots up to the first that the evaluator finds to be above the bar; the run as a whole is, then."""
+def first_above(subjects: Iterable[Subject], evaluator: Evaluator, position: Iterator[int]) -> Iterator[Subject]:
+    """The snapshots up to the first that the evaluator finds to be above the bar; the run as a whole is, then.
+
+    The error is shared among them in the order in which they are measured, so that with the stated confidence no
+    snapshot of the run is wrongly called above.
+    """
     for subject in subjects:
-        yield subject
+        yield replace(subject, error_share=error_share(next(position)))
         sequential = evaluator.records.get(subject.name, {}).get("sequential", {})
         if sequential.get("verdict") == "above":
             return

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from memorization.measure.groups import group_table
 from memorization.measure.knn import nearest_neighbors
 from memorization.measure.ratio import measure_network, memorized
 from memorization.records import read_trajectory
+from memorization.report.commands import measure_command
 from memorization.stats.intervals import wilson_interval
 from memorization.stats.sequential import SequentialTest, rounds
 from training.dataset import ImageFolderDataset
@@ -319,6 +321,29 @@ def test_adaptive(reference, run_cli, tmp_path, generated):
     records = records_of(tmp_path)
     assert [r["num_samples"] for r in records] == [spent, 200, 200]
     assert records[2]["sequential"]["verdict"] is None and records[1]["ratio"] == 1
+
+
+def test_until_above(run, reference, run_cli, tmp_path):
+    """A run is asked as a whole: the snapshots share the error in the order in which they are measured."""
+    log = tmp_path / "mem_traj.log"
+    command = [f"--expdir={run}", f"--knn-ref={reference}", f"--log={log}", "--seeds=0-63", "--device=cpu"]
+    command += ["--adaptive=0.9", "--until-above"]
+    run_cli(cli.main, command)
+    records = records_of(tmp_path)
+    assert len(records) > 1 and all(r["ratio"] < 0.9 for r in records)  # hence none was left out
+    for j, record in enumerate(records, start=1):
+        assert record["adaptive"] == {"bar": 0.9, "confidence": 0.95, "error_share": 1 / (j * (j + 1))}
+        assert record["confidence"] == pytest.approx(1 - 0.05 / (j * (j + 1)))
+        assert "--until-above" in measure_command(record, run) and "--confidence=0.95" in measure_command(record, run)
+    assert run_cli(cli.main, command).stdout.count("measured before") == len(records)
+
+    images = [tmp_path / name for name in ("a.zip", "b.zip")]  # all memorized: the first says it for the run
+    for path in images:
+        shutil.copy(reference, path)
+    command = [*(f"--images={path}" for path in images), f"--knn-ref={reference}", "--adaptive=0.5", "--until-above"]
+    run_cli(cli.main, [*command, f"--log={tmp_path / 'other' / 'mem_traj.log'}", "--device=cpu"])
+    (record,) = records_of(tmp_path / "other")
+    assert record["sequential"]["verdict"] == "above"
 
 
 # ----------------------------------------------------------------------------

@@ -10,7 +10,14 @@ from scipy.special import betainc, betaln
 
 from benchmarks import bench_adaptive
 from memorization.stats.intervals import wilson_interval
-from memorization.stats.sequential import PRIOR_SAMPLES, SequentialTest, _log_martingale, decision_bounds, rounds
+from memorization.stats.sequential import (
+    PRIOR_SAMPLES,
+    SequentialTest,
+    _log_martingale,
+    decision_bounds,
+    error_share,
+    rounds,
+)
 
 
 def simulate(p, cap, bar=0.9, confidence=0.95, replications=4000, looks=None, seed=0):
@@ -73,6 +80,26 @@ def test_power(p, samples):
     verdict, spent = simulate(p, 2000, replications=1000)
     assert (verdict == (1 if p > 0.9 else -1)).mean() > 0.99
     assert spent.mean() < samples
+
+
+def test_shared_error_holds_for_a_run():
+    """16 snapshots just below the bar: that one or more is called above has at most the error of the run."""
+    looks, runs = np.cumsum(rounds(10_000)), 600
+    rng = np.random.default_rng(0)
+    s = np.cumsum(rng.binomial(np.diff(looks, prepend=0), 0.899, size=(runs, 16, len(looks))), axis=2)
+
+    def false_above(shares):
+        above = np.array([decision_bounds(looks, 0.9, 1 - 0.05 * share)[0] for share in shares])
+        return (s >= above).any(axis=(1, 2)).mean()
+
+    assert false_above([error_share(j) for j in range(1, 17)]) <= 0.05
+    assert false_above(np.ones(16)) > 0.1  # each at the whole error
+
+
+def test_error_share():
+    assert sum(error_share(j) for j in range(1, 10_000)) == pytest.approx(1, abs=2e-4)
+    with pytest.raises(ValueError, match="count from 1"):
+        error_share(0)
 
 
 # ----------------------------------------------------------------------------

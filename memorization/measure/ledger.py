@@ -56,7 +56,7 @@ class Ledger:
             class_idx=self.task.class_idx,
             sampler_kwargs=self.task.sampler_kwargs,
             optimum=subject.optimum,
-            adaptive=self.task.adaptive,
+            adaptive=self.task.adaptive(subject.error_share),
             precision=precision,
             compile=self.task.compile,
             source=subject.source,

@@ -109,7 +109,8 @@ class SnapshotMeter:
         """The rows of a snapshot, and the entries of its record that a sequential test makes, if there is one."""
         task, progress = self.task, self.progress
         total = len(task.seeds)
-        test = SequentialTest(task.bar, task.confidence) if task.bar is not None else None
+        error = (1 - task.confidence) * (1.0 if subject.error_share is None else subject.error_share)
+        test = SequentialTest(task.bar, 1 - error) if task.bar is not None else None
         looks = set() if test is None else set(accumulate(rounds(total)))
 
         def on_batch(batch_seeds: list[int], batch: torch.Tensor) -> None:

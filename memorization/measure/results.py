@@ -38,10 +38,11 @@ class Task:
     compile: bool = False
     labels: Sequence[tuple[str, Any]] = ()  # key and value, for the record
 
-    @property
-    def adaptive(self) -> dict[str, float] | None:
-        """The entry `adaptive` of the records."""
-        return None if self.bar is None else {"bar": self.bar, "confidence": self.confidence}
+    def adaptive(self, share: float | None = None) -> dict[str, float] | None:
+        """The entry `adaptive` of the record of a snapshot that may make this share of the error; None: all of it."""
+        if self.bar is None:
+            return None
+        return {"bar": self.bar, "confidence": self.confidence} | ({"error_share": share} if share is not None else {})
 
     @property
     def pixel_columns(self) -> int:

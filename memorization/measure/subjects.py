@@ -32,6 +32,7 @@ class Subject:
     load: Callable[[], tuple[torch.nn.Module, dict[str, Any]]]  # the network, and the header of its snapshot
     source: dict[str, Any] | None = None  # where the images are from, if not from a snapshot of ours: for the record
     size: int | None = None  # number of its images; None: as many as are asked for
+    error_share: float | None = None  # of a sequential test over several subjects; None: it has its error for itself
 
     @property
     def name(self) -> str:

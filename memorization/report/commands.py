@@ -53,6 +53,7 @@ def measure_command(record: dict[str, Any], expdir: str | PurePath) -> list[str]
         named |= {"adaptive": adaptive.get("bar"), "confidence": adaptive.get("confidence")}
         named["precision"] = record.get("precision") if record.get("precision") != "fp32" else None
         more = ["--compile"] if record.get("compile") else []
+        more += ["--until-above"] if adaptive.get("error_share") else []
         more += ["--other-reference"] if record.get("other_reference") else []
         more += [f"--threshold={text}" for text in record.get("thresholds") or {}]
         more += [f"--criterion={name}" for name in record.get("criteria") or {} if not name.startswith(FEATURES)]

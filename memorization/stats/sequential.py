@@ -131,6 +131,22 @@ def decision_bounds(
     return above, n - _least_successes(n, 1 - bar, confidence, prior_samples)
 
 
+def error_share(position: int) -> float:
+    """Share of the error that the test at this position of a sequence of tests may make: 1/2, 1/6, 1/12, ...
+
+    The shares 1 / (j (j + 1)) of the positions j = 1, 2, ... add up to 1, however many there are, and however that is
+    decided. Where each test is made at its share of alpha, one of them or more is wrong with probability at most alpha.
+
+    Raises
+    ------
+    ValueError
+        If `position` is not at least 1.
+    """
+    if position < 1:
+        raise ValueError(f"Positions count from 1; {position} is none.")
+    return 1 / (position * (position + 1))
+
+
 def rounds(total: int, first: int = 64, growth: float = 1.25, multiple: int = 1) -> list[int]:
     """Sizes of the rounds in which `total` samples are drawn: at least `first`, then all so far times `growth`.
 

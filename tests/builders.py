@@ -1,8 +1,13 @@
-"""What several test files use: processes that are waited for, images of handwritten digits, a count of operations."""
+"""What several test files use: processes that are waited for, images of handwritten digits, measured runs,
+a count of operations."""
 
+import json
+import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,3 +42,52 @@ class Operations(TorchDispatchMode):
         self.count += name not in (*views, "_unsafe_view", "reshape", "squeeze", "split", "as_strided", "unbind")
         self.waits += name in ("_local_scalar_dense", "nonzero")
         return func(*args, **(kwargs or {}))
+
+
+def write_run(
+    folder: Path,
+    size: int,  # |D|
+    memorized: Iterable[int],  # of n images, per snapshot
+    n: int = 64,
+    *,
+    kimg: int = 100,  # between snapshots
+    total_nimg: float | None = None,
+    extra: Iterable[dict[str, Any]] = (),  # further records
+    template: Path | None = None,  # measured run folder whose options, first record and losses are taken
+    **changes: Any,  # of options; a dict changes KEY_kwargs, if there are
+) -> Path:
+    """A measured run; returns the folder."""
+    folder.mkdir(parents=True)
+    memorized = list(memorized)
+    if template is None:
+        options: dict[str, Any] = {
+            "dataset_kwargs": {"path": "x.zip", "resolution": 8, "use_labels": False, "xflip": False},
+            "network_kwargs": {"model_channels": 16},
+            "total_nimg": 1000 * size,
+            "batch_size": 16,
+            "seed": 1,
+        }
+        record = {"seeds": f"0-{n - 1}"}
+    else:
+        options = json.loads((template / "training_options.json").read_text())
+        options["total_nimg"] = 1000 * kimg * len(memorized)
+        options["command"] |= {key: value for key, value in changes.items() if key in options["command"]}
+        options["command"]["data"] = changes.get("dataset", {}).get("path", options["command"]["data"])
+        record = json.loads((template / "mem_traj.jsonl").read_text().splitlines()[0])
+        shutil.copy(template / "stats.jsonl", folder)
+    options["dataset_kwargs"]["max_size"] = size
+    options["total_nimg"] = total_nimg or options["total_nimg"]
+    for key, value in changes.items():
+        if isinstance(value, dict) and f"{key}_kwargs" in options:
+            options[f"{key}_kwargs"] |= value
+        else:
+            options[key] = value
+    (folder / "training_options.json").write_text(json.dumps(options))
+    records = [
+        record | {"kimg": kimg * i, "snapshot": f"{i}", "num_memorized": k, "num_samples": n}
+        for i, k in enumerate(memorized, start=1)
+    ]
+    if template is not None:
+        records = [each | {"ratio": each["num_memorized"] / n} for each in records]
+    (folder / "mem_traj.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [*records, *extra]))
+    return folder

@@ -62,6 +62,14 @@ def digits_zip(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def digits(digits_zip):
+    """The same as uint8 [1797, 1, 8, 8]."""
+    from training.dataset import ImageFolderDataset
+
+    return ImageFolderDataset(digits_zip).images()
+
+
 @pytest.fixture
 def run_cli():
     """run_cli(main, args, code=0): run a click command here; check its exit code; return the result.

@@ -13,19 +13,20 @@ from memorization.measure.knn import plain_neighbors
 
 
 @pytest.fixture(scope="module")
-def digits():
+def levels():
+    """The digits as they are, 0 to 16."""
     from sklearn.datasets import load_digits
 
     return load_digits().images
 
 
 @pytest.fixture(scope="module")
-def mixed(digits):
+def mixed(levels):
     """60 images: copies, noisy copies, and unseen digits; with the 800 digits to compare with."""
     rng = np.random.default_rng(0)
-    reference = digits[:800]
+    reference = levels[:800]
     noisy = reference[20:40] + rng.normal(0, 0.2, (20, 8, 8))
-    return np.concatenate([reference[:20], noisy, digits[1000:1020]]), reference
+    return np.concatenate([reference[:20], noisy, levels[1000:1020]]), reference
 
 
 # ----------------------------------------------------------------------------
@@ -83,9 +84,9 @@ def test_copies_and_unseen_images(mixed, name):
     assert flags[40:].mean() < {"ratio": 0.05, "calibrated": 0.3, "authenticity": 0.7}[name]
 
 
-def test_other_distance(digits):
+def test_other_distance(levels):
     """Equal to the definition, with an image that is there twice and one that is there three times."""
-    reference = np.concatenate([digits[:200], digits[7:8], digits[9:10], digits[9:10]])
+    reference = np.concatenate([levels[:200], levels[7:8], levels[9:10], levels[9:10]])
     nearest = np.array([7, 200, 9, 202, 3, 3, 150])
     calls = []
 
@@ -129,10 +130,10 @@ def test_threshold_at():
         assert (score < threshold_at(score, rate)).mean() <= rate
 
 
-def test_calibration_transfers(digits):
+def test_calibration_transfers(levels):
     """A threshold that lets 5 % of unseen images pass lets about as many of other unseen images pass."""
-    order = np.random.default_rng(0).permutation(len(digits))
-    reference, first, second = np.split(digits[order], [897, 1347])
+    order = np.random.default_rng(0).permutation(len(levels))
+    reference, first, second = np.split(levels[order], [897, 1347])
     criterion = CRITERIA["ratio"]
     threshold = threshold_at(criterion.score(plain_neighbors(first, reference, 2)[0]), 0.05)
     flags = make_criterion("ratio", threshold).flags(plain_neighbors(second, reference, 2)[0])

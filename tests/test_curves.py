@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from builders import write_run
 from PIL import Image
-from test_emm import write_run
 
 import emm as cli
 from memorization.curve.emm import emm_crossings, emm_estimate

@@ -65,14 +65,14 @@ def cifar(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def digits():
+def digits_source():
     """The digits: path, images, labels."""
     from sklearn.datasets import load_digits
 
     return "digits", digit_images(), load_digits().target
 
 
-@pytest.fixture(params=["cifar", "digits"])
+@pytest.fixture(params=["cifar", "digits_source"])
 def labelled(request):
     return request.getfixturevalue(request.param)
 
@@ -106,8 +106,8 @@ def test_size_without_max_images_takes_what_the_smallest_class_allows(make, labe
     assert_same(*make("dataset_size", f"--source={path}")[:2], first_of_classes(images, labels, [smallest] * 10))
 
 
-def test_size_uneven(make, run_cli, digits, tmp_path):
-    path, *data = digits
+def test_size_uneven(make, run_cli, digits_source, tmp_path):
+    path, *data = digits_source
     args = [f"--source={path}", "--max-images=64"]
     error = run_cli(main_of("dataset_size"), [*args, f"--dest={tmp_path / 'no.zip'}"], code=1).stderr
     assert "60 or 70" in error and "--uneven" in error and not os.listdir(tmp_path)
@@ -378,8 +378,8 @@ def test_outliers_of_another_dataset(make, cifar, make_zip, tmp_path):
         np.testing.assert_array_equal(image, np.array(square.convert("L")))
 
 
-def test_outliers_of_a_held_out_class(make, digits):
-    path, images, labels = digits
+def test_outliers_of_a_held_out_class(make, digits_source):
+    path, images, labels = digits_source
     made, made_labels, metadata = make("dataset_inject", f"--source={path}", "--outliers=9", "--outlier-class=4")
     rest = labels != 4
     np.testing.assert_array_equal(made[:-9], images[rest])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import write_run
 from click.testing import CliRunner
 from PIL import Image
 
@@ -17,28 +18,6 @@ from memorization.curve.lines import curve_lines, curve_points, trajectories
 from memorization.measure.posterior import crossing, posterior_curves
 from memorization.plots import collapse_curve, neighbour_grid
 from memorization.runs import find_runs, read_run
-
-
-def write_run(folder, size, memorized, n=64, *, total_nimg=None, extra=(), **options):
-    """A measured run: `memorized` holds the number of memorized images per snapshot, kimg 100, 200, ..."""
-    folder.mkdir(parents=True)
-    options = {
-        "dataset_kwargs": {"path": "x.zip", "max_size": size, "resolution": 8, "use_labels": False, "xflip": False},
-        "network_kwargs": {"model_channels": 16},
-        "total_nimg": total_nimg or 1000 * size,
-        "batch_size": 16,
-        "seed": 1,
-        **options,
-    }
-    (folder / "training_options.json").write_text(json.dumps(options))
-    records = [
-        {"kimg": 100 * i, "snapshot": f"{i}", "num_memorized": k, "num_samples": n, "seeds": f"0-{n - 1}"}
-        for i, k in enumerate(memorized, start=1)
-    ]
-    lines = [json.dumps(record) + "\n" for record in [*records, *extra]]
-    (folder / "mem_traj.jsonl").write_text("".join(lines))
-    return folder
-
 
 # ----------------------------------------------------------------------------
 # The estimate.

@@ -21,11 +21,6 @@ from training.snapshots.snapshot import save_snapshot
 
 
 @pytest.fixture(scope="module")
-def digits(digits_zip):
-    return ImageFolderDataset(digits_zip).images()
-
-
-@pytest.fixture(scope="module")
 def labels(digits_zip):
     return ImageFolderDataset(digits_zip, use_labels=True).labels()
 

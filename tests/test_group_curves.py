@@ -1,10 +1,10 @@
 """Memorization by group over the training of a run, on records that the test writes."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
+from builders import write_run
 from PIL import Image
 
 import outlier_study
@@ -21,26 +21,22 @@ def row(num_memorized, num_nearest, num_training, num_replayed):
     }  # fmt: skip
 
 
-def write_run(folder, groups_by_kimg, size=100, samples=200):
+def groups_run(folder, groups_by_kimg, size=100, samples=200):
     """A measured run of `size` training images; kimg 1 is 10 epochs."""
-    folder.mkdir()
-    options = {"dataset_kwargs": {"max_size": size, "path": "set.zip"}, "total_nimg": 5000}
-    (folder / "training_options.json").write_text(json.dumps(options))
-    with open(folder / "mem_traj.jsonl", "w") as file:
-        for kimg, groups in groups_by_kimg.items():
-            memorized = sum(g["num_memorized"] for g in groups.values())
-            record = {
-                "snapshot": f"network-snapshot-{kimg:06d}.safetensors", "kimg": kimg, "num_samples": samples,
-                "num_memorized": memorized, "ratio": memorized / samples, "mean_distance": 1.0, "seeds": "0-199",
-                "groups": groups, "reference_size": 80,
-            }  # fmt: skip
-            file.write(json.dumps(record) + "\n")
-    return folder
+    records = []
+    for kimg, groups in groups_by_kimg.items():
+        memorized = sum(g["num_memorized"] for g in groups.values())
+        records.append({
+            "snapshot": f"network-snapshot-{kimg:06d}.safetensors", "kimg": kimg, "num_samples": samples,
+            "num_memorized": memorized, "ratio": memorized / samples, "mean_distance": 1.0, "seeds": "0-199",
+            "groups": groups, "reference_size": 80,
+        })  # fmt: skip
+    return write_run(folder, size, [], total_nimg=5000, extra=records)
 
 
 @pytest.fixture
 def run(tmp_path):
-    return write_run(
+    return groups_run(
         tmp_path / "run",
         {
             3: {"duplicate": row(20, 20, 5, 5), "inlier": row(120, 140, 70, 60), "outlier": row(20, 20, 5, 4)},
@@ -69,7 +65,7 @@ def test_half_of_the_rise(tmp_path):
     for kimg in range(1, 11):
         groups[kimg] = {"duplicate": row(20 * (kimg > 2), 20, 5, 5), "inlier": row(6 * kimg, 140, 70, 60)}
         groups[kimg]["outlier"] = row(0, 9, 5, 0)
-    curves = group_curves(read_run(write_run(tmp_path / "run", groups)))
+    curves = group_curves(read_run(groups_run(tmp_path / "run", groups)))
     assert 20 < half_epoch(curves["duplicate"]) < 30 < half_epoch(curves["inlier"]) < 90
     assert half_epoch(curves["outlier"]) is None
 
@@ -125,10 +121,10 @@ def test_command_draws_and_tells(run, run_cli, tmp_path):
 
 
 def test_what_cannot_be_drawn(run_cli, tmp_path):
-    plain = write_run(tmp_path / "plain", {1: {}})
+    plain = groups_run(tmp_path / "plain", {1: {}})
     assert "dataset_inject.py" in run_cli(outlier_study.main, ["images", plain], 1).output
     assert not list(plain.glob("groups*"))
-    damaged = write_run(tmp_path / "damaged", {1: {"inlier": {"num_memorized": 1, "num_training": 3}}})
+    damaged = groups_run(tmp_path / "damaged", {1: {"inlier": {"num_memorized": 1, "num_training": 3}}})
     assert "measure the run again" in run_cli(outlier_study.main, ["images", damaged], 1).output
-    wrong = write_run(tmp_path / "wrong", {1: {"inlier": row(1, 1, 0.5, 1) | {"num_training": 0}}})
+    wrong = groups_run(tmp_path / "wrong", {1: {"inlier": row(1, 1, 0.5, 1) | {"num_training": 0}}})
     assert "measure the run again" in run_cli(outlier_study.main, ["images", wrong], 1).output

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import Operations, digit_images
+from builders import Operations
 
 from memorization.measure import knn, knn_dense
 from memorization.measure import knn_products as products
@@ -39,11 +39,6 @@ def arithmetic(request, monkeypatch):
         monkeypatch.setattr(products, "int8_works", lambda device: False)
     elif not products.int8_works(torch.device("cpu")):
         pytest.skip("no fast exact int8 product here")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return digit_images()[:, np.newaxis]  # [1797, 1, 8, 8]
 
 
 def random_images(seed, n, *shape):

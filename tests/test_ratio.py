@@ -97,13 +97,13 @@ def test_wilson_refuses(arguments):
 
 
 @pytest.fixture(scope="module")
-def digits(digits_zip):
-    return ImageFolderDataset(digits_zip).images()[:100]
+def digits_100(digits):
+    return digits[:100]
 
 
 @pytest.fixture(scope="module")
-def small_zip(make_zip, digits, tmp_path_factory):
-    return make_zip(digits[:, 0], None, tmp_path_factory.mktemp("data") / "digits100.zip")
+def small_zip(make_zip, digits_100, tmp_path_factory):
+    return make_zip(digits_100[:, 0], None, tmp_path_factory.mktemp("data") / "digits100.zip")
 
 
 def random_network(seed, label_dim=0, img_channels=1):
@@ -129,38 +129,38 @@ def make_run(tmp_path_factory):
     return make
 
 
-def test_optimum_memorizes_everything(digits):
+def test_optimum_memorizes_everything(digits_100):
     """The closed-form optimum replays the training set: R_mem = 1, each image next to its original."""
-    result = measure_network(OptimEDM(digits), digits, range(20), sampler_kwargs={"num_steps": 18})
+    result = measure_network(OptimEDM(digits_100), digits_100, range(20), sampler_kwargs={"num_steps": 18})
     assert result.ratio == 1 and result.num_memorized == result.num_samples == 20
     assert result.mean_distance < 1  # of 255 grey levels
     assert len(set(result.knn_index[:, 0])) > 5
 
 
-def test_measurement_agrees_with_its_definition(digits):
+def test_measurement_agrees_with_its_definition(digits_100):
     net, seeds = random_network(1), [9, 2, 5, 40]
-    result = measure_network(net, digits, seeds, batch=3, sampler_kwargs={"num_steps": 3}, keep_images=True)
+    result = measure_network(net, digits_100, seeds, batch=3, sampler_kwargs={"num_steps": 3}, keep_images=True)
     (_, images), *rest = generate_images(net, sorted(seeds), batch=8, sampler_kwargs={"num_steps": 3})
     assert not rest
     np.testing.assert_array_equal(result.seeds, [2, 5, 9, 40])
     np.testing.assert_array_equal(result.images, images.numpy())
-    distance, index = nearest_neighbors(images, digits)
+    distance, index = nearest_neighbors(images, digits_100)
     np.testing.assert_array_equal(result.knn_distance, distance)
     np.testing.assert_array_equal(result.knn_index, index)
 
 
-def test_chunks_do_not_matter(digits, monkeypatch):
-    arguments = (random_network(1), digits, range(30))
+def test_chunks_do_not_matter(digits_100, monkeypatch):
+    arguments = (random_network(1), digits_100, range(30))
     whole = measure_network(*arguments, batch=7, sampler_kwargs={"num_steps": 1})
     monkeypatch.setattr("memorization.measure.ratio._CHUNK", 10)
     parts = measure_network(*arguments, batch=7, sampler_kwargs={"num_steps": 1})
     np.testing.assert_array_equal(whole.knn_distance, parts.knn_distance)
 
 
-def test_diverged_network_is_measured(digits):
+def test_diverged_network_is_measured(digits_100):
     net = random_network(1)
     next(net.parameters()).fill_(float("nan"))
-    result = measure_network(net, digits, range(4), sampler_kwargs={"num_steps": 2})
+    result = measure_network(net, digits_100, range(4), sampler_kwargs={"num_steps": 2})
     assert np.isfinite(result.knn_distance).all() and (result.knn_index[1:] == result.knn_index[0]).all()
 
 
@@ -209,8 +209,8 @@ def test_half_written_last_line(tmp_path):
         read_trajectory(tmp_path / "missing")
 
 
-def test_records_are_replaced_not_repeated(tmp_path, digits):
-    result = measure_network(OptimEDM(digits), digits, [0, 1], sampler_kwargs={"num_steps": 2})
+def test_records_are_replaced_not_repeated(tmp_path, digits_100):
+    result = measure_network(OptimEDM(digits_100), digits_100, [0, 1], sampler_kwargs={"num_steps": 2})
     settings = dict(snapshot="s", seeds="0-1", sampler={}, reference="r", reference_size=100)
     settings |= {"class": None, "snapshot_sha256": "1", "reference_sha256": "2"}
     log = tmp_path / "new" / "mem_traj.log"
@@ -231,7 +231,7 @@ LINES = re.compile(
 )
 
 
-def test_command(make_run, small_zip, digits, tmp_path, run_cli):
+def test_command(make_run, small_zip, digits_100, tmp_path, run_cli):
     run = make_run()
     images, grid = tmp_path / "images", tmp_path / "grid.png"
     arguments = [f"--expdir={run}", f"--knn-ref={small_zip}", "--seeds=0-4,1002", "--batch=4", *FAST]
@@ -253,7 +253,7 @@ def test_command(make_run, small_zip, digits, tmp_path, run_cli):
         assert seeds == [0, 1, 2, 3, 4, 1002] and record["seeds"] == "0-4,1002"
         files = [Path(entry["images"]) / f"{s // 1000 * 1000:06d}" / f"{s:06d}.png" for s in seeds]
         pixels = np.stack([np.asarray(Image.open(file)) for file in files])[:, np.newaxis]
-        distance, index = nearest_neighbors(pixels, digits)
+        distance, index = nearest_neighbors(pixels, digits_100)
         np.testing.assert_array_equal(data["knn_distance"], distance)
         np.testing.assert_array_equal(data["knn_index"], index)
         assert float(entry["distance"]) == record["mean_distance"] == pytest.approx(distance[:, 0].mean())
@@ -363,7 +363,7 @@ def test_two_processes(make_run, small_zip, seeds, run_cli):
         (["--steps=0"], 2, "--steps"),
     ],
 )
-def test_bad_commands(make_run, make_zip, small_zip, digits, run_cli, tmp_path, monkeypatch, change, code, message):
+def test_bad_commands(make_run, make_zip, small_zip, digits_100, run_cli, tmp_path, monkeypatch, change, code, message):
     monkeypatch.chdir(tmp_path)
     for name, kwargs in [("run", {"kimgs": [100]}), ("only-zero", {"kimgs": [0]}), ("damaged", {"kimgs": [100]})]:
         os.symlink(make_run(**kwargs), name)
@@ -371,9 +371,9 @@ def test_bad_commands(make_run, make_zip, small_zip, digits, run_cli, tmp_path, 
     Path("damaged/network-snapshot-000100.safetensors").write_bytes(b"not a snapshot")
     Path("empty").mkdir()
     Path("folder.png").mkdir()
-    make_zip(digits[:1, 0], None, "one.zip")
-    make_zip(digits[:3, 0, :, :, np.newaxis].repeat(3, axis=3), None, "colour.zip")
-    make_zip(digits[:3, 0].repeat(2, axis=1).repeat(2, axis=2), None, "large.zip")
+    make_zip(digits_100[:1, 0], None, "one.zip")
+    make_zip(digits_100[:3, 0, :, :, np.newaxis].repeat(3, axis=3), None, "colour.zip")
+    make_zip(digits_100[:3, 0].repeat(2, axis=1).repeat(2, axis=2), None, "large.zip")
     monkeypatch.setattr("memorization.measure.ratio.generate_images", None)  # nothing may be generated
     before = sorted(tmp_path.glob("**/*"))
     defaults = {"--expdir": "run", "--knn-ref": small_zip, "--seeds": "0-3", "--device": "cpu"}
@@ -406,7 +406,7 @@ def measure_optimum(run_cli, folder, network, *options):
 
 
 def test_optimum_of_its_own_data(digits_zip, run_cli, tmp_path):
-    """No two of the 1797 digits are equal: every image is a copy of exactly one, and counts."""
+    """No two of the 1797 digits_100 are equal: every image is a copy of exactly one, and counts."""
     record, data, output = measure_optimum(run_cli, tmp_path, digits_zip, "--seeds=0-31", "--gap=8")
     assert record["ratio"] == 1 and (data["knn_distance"][:, 0] == 0).all() and (data["knn_distance"][:, 1] > 0).all()
     assert (record["kimg"], record["optimum"], record["snapshot"]) == (None, "unconditional", "digits.zip")
@@ -416,13 +416,13 @@ def test_optimum_of_its_own_data(digits_zip, run_cli, tmp_path):
     assert "measured before" in output and len(read_trajectory(tmp_path / "mem_traj.jsonl")) == 1
 
 
-def test_optimum_of_data_with_exact_duplicates(digits, make_zip, run_cli, tmp_path):
+def test_optimum_of_data_with_exact_duplicates(digits_100, make_zip, run_cli, tmp_path):
     """A copy of an image that is there twice is as near to the second (0/0), and does not count."""
-    images = np.concatenate([digits, digits[:40]])
+    images = np.concatenate([digits_100, digits_100[:40]])
     network = make_zip(images[:, 0], None, tmp_path / "twice.zip")
     record, data, _ = measure_optimum(run_cli, tmp_path, network, "--seeds=0-63", f"--save-images={tmp_path / 'out'}")
     made = [np.asarray(Image.open(tmp_path / "out" / "optimum-twice" / f"{seed:06d}.png")) for seed in range(64)]
-    is_double = np.array([(image == digits[:40, 0]).all((1, 2)).any() for image in made])
+    is_double = np.array([(image == digits_100[:40, 0]).all((1, 2)).any() for image in made])
     np.testing.assert_array_equal(memorized(data["knn_distance"]), ~is_double)
     assert 10 < is_double.sum() < 60 and record["num_memorized"] == 64 - is_double.sum()
 
@@ -460,11 +460,11 @@ def test_class_conditional_optimum(digits_zip, run_cli, tmp_path, kind):
         (["--network=text.npz", "--log=out/l.log"], 1, "cannot be read as .npz"),
     ],
 )
-def test_bad_optima(digits, make_zip, run_cli, tmp_path, monkeypatch, options, code, message):
+def test_bad_optima(digits_100, make_zip, run_cli, tmp_path, monkeypatch, options, code, message):
     monkeypatch.chdir(tmp_path)
-    make_zip(digits[:9, 0], None, "ours.zip")
-    make_zip(digits[:9, 0].repeat(2, axis=1).repeat(2, axis=2), None, "large.zip")
-    np.savez("empty.npz", pixels=digits)
+    make_zip(digits_100[:9, 0], None, "ours.zip")
+    make_zip(digits_100[:9, 0].repeat(2, axis=1).repeat(2, axis=2), None, "large.zip")
+    np.savez("empty.npz", pixels=digits_100)
     Path("text.npz").write_text("text")
     before = sorted(tmp_path.rglob("*"))
     assert message in run_cli(cli.main, [*options, "--device=cpu"], code=code).output

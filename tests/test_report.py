@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import write_run
 from chromium import Chromium, find_chromium
 from click.testing import CliRunner
 from conftest import ROOT, png
@@ -51,28 +52,6 @@ def trained(digits_16, tmp_path_factory):
     return run
 
 
-def write_run(folder, template, size, memorized, n=64, **changes):
-    """A measured run with the options of `template`, changed; `memorized` of n images per snapshot, kimg 1, 2, ..."""
-    folder.mkdir(parents=True)
-    options = json.loads((template / "training_options.json").read_text())
-    options["dataset_kwargs"]["max_size"] = size
-    options["total_nimg"] = 1000 * len(memorized)
-    options["command"] |= {key: value for key, value in changes.items() if key in options["command"]}
-    options["command"]["data"] = changes.get("dataset", {}).get("path", options["command"]["data"])
-    for key, value in changes.items():
-        target = options[f"{key}_kwargs"] if isinstance(value, dict) else options
-        target.update(value if isinstance(value, dict) else {key: value})
-    (folder / "training_options.json").write_text(json.dumps(options))
-    record = json.loads((template / "mem_traj.jsonl").read_text().splitlines()[0])
-    lines = []
-    for i, count in enumerate(memorized, start=1):
-        changed = {"kimg": i, "snapshot": f"{i}", "num_memorized": count, "num_samples": n, "ratio": count / n}
-        lines.append(json.dumps(record | changed) + "\n")
-    (folder / "mem_traj.jsonl").write_text("".join(lines))
-    shutil.copy(template / "stats.jsonl", folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def study(trained, tmp_path_factory):
     """Six measured runs of two widths, an unmeasured one, two damaged ones, and a picture."""
@@ -81,10 +60,10 @@ def study(trained, tmp_path_factory):
         for size, count in zip((8, 16, 32), counts):
             run = root / f"width-{channels}" / f"{size}"
             network = {"model_channels": channels}
-            write_run(run, trained, size, [count // 2, count], num_channels=channels, network=network)
+            write_run(run, size, [count // 2, count], kimg=1, template=trained, num_channels=channels, network=network)
     shutil.copytree(trained, root / "unmeasured", ignore=shutil.ignore_patterns("mem_traj*", "knn-dist"))
-    (write_run(root / "no-options", trained, 8, [1]) / "training_options.json").write_text("{")
-    (write_run(root / "no-records", trained, 8, [1]) / "mem_traj.jsonl").write_text("")
+    (write_run(root / "no-options", 8, [1], kimg=1, template=trained) / "training_options.json").write_text("{")
+    (write_run(root / "no-records", 8, [1], kimg=1, template=trained) / "mem_traj.jsonl").write_text("")
     (root / "width-8" / "8" / "grid.png").write_bytes(png(np.eye(16, dtype=np.uint8) * 255))
     return root
 
@@ -252,7 +231,7 @@ def test_measure_command_finds_all_measured(trained, run_cli):
 def test_commands_can_be_pasted(study, trained, tmp_path):
     """A shell takes the text apart into the words of the command, whatever the files are called."""
     name = 'it\'s 100 % "odd" $HOME'
-    run = write_run(tmp_path / name, trained, 8, [60], dataset={"path": f"/data/{name}\n.zip"})
+    run = write_run(tmp_path / name, 8, [60], kimg=1, template=trained, dataset={"path": f"/data/{name}\n.zip"})
     (text,) = [text for text in Elements(make_page(tmp_path, tmp_path / "x.html")).text["pre"] if "train.py" in text]
     assert max(map(len, text.splitlines())) < 110
     shown = subprocess.run(["bash", "-c", 'python() { printf "%s\\0" "$@"; }; ' + text], capture_output=True, text=True)
@@ -283,7 +262,7 @@ def test_a_study_is_read_as_far_as_it_can_be(study, trained):
 
 
 def test_time_of_a_resumed_run_is_of_all_sessions(trained, tmp_path):
-    run = write_run(tmp_path / "run", trained, 8, [1])
+    run = write_run(tmp_path / "run", 8, [1], kimg=1, template=trained)
     entries = [(1, 5.0, 2.0), (2, 9.0, 1.0), (3, 4.0, 0.5)]  # kimg, seconds since this session began, loss
     keys = ("Progress/kimg", "Timing/total_sec", "Loss/loss")
     lines = [json.dumps({key: {"mean": value} for key, value in zip(keys, entry)}) for entry in entries]
@@ -294,9 +273,9 @@ def test_time_of_a_resumed_run_is_of_all_sessions(trained, tmp_path):
 
 
 def test_damaged_numbers_leave_a_run_out_or_a_gap(trained, tmp_path):
-    write_run(tmp_path / "good", trained, 8, [60])
-    write_run(tmp_path / "impossible", trained, 8, [65])
-    write_run(tmp_path / "endless", trained, 8, [60], total_nimg=float("inf"))
+    write_run(tmp_path / "good", 8, [60], kimg=1, template=trained)
+    write_run(tmp_path / "impossible", 8, [65], kimg=1, template=trained)
+    write_run(tmp_path / "endless", 8, [60], kimg=1, template=trained, total_nimg=float("inf"))
     (tmp_path / "good" / "stats.jsonl").write_text(
         '{"Progress/kimg": {"mean": 1}, "Loss/loss": {"mean": NaN}, "Timing/total_sec": {"mean": NaN}}\n'
         '[]\n{"Progress/kimg": 3}\n{"Progress/kimg": {"mean": 2}, "Loss/loss": {"mean": 0.5}}\n'
@@ -317,9 +296,9 @@ def test_options_that_differ_and_that_do_not():
 
 def test_the_only_factor(study, trained, tmp_path):
     assert only_factor(read_study(study)) == "num_channels"
-    write_run(tmp_path / "a", trained, 8, [1])
+    write_run(tmp_path / "a", 8, [1], kimg=1, template=trained)
     assert only_factor(read_study(tmp_path)) is None
-    write_run(tmp_path / "b", trained, 16, [1], augment=0.5, precond="vp")
+    write_run(tmp_path / "b", 16, [1], kimg=1, template=trained, augment=0.5, precond="vp")
     assert only_factor(read_study(tmp_path)) is None
 
 
@@ -385,7 +364,9 @@ def test_everything_lies_in_the_page(study, tmp_path):
 def test_text_from_files_stays_text(study, trained, tmp_path):
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;'
     name = "<b onclick=alert(3)>run"
-    run = write_run(tmp_path / name, trained, 8, [60], arch=evil, seed=evil, dataset={"path": f"{evil}.zip"})
+    run = write_run(
+        tmp_path / name, 8, [60], kimg=1, template=trained, arch=evil, seed=evil, dataset={"path": f"{evil}.zip"}
+    )
     options = json.loads((run / "training_options.json").read_text())
     (run / "training_options.json").write_text(json.dumps(options | {evil: evil, "versions": {evil: evil}}))
     (run / "log.txt").write_text(f"Network has 1 parameters on {evil}.\n")
@@ -407,7 +388,7 @@ def test_text_from_files_stays_text(study, trained, tmp_path):
 
 
 def test_a_plan_is_a_table(study, trained, tmp_path):
-    write_run(tmp_path / "runs" / "digits-16-seed0", trained, 16, [60])
+    write_run(tmp_path / "runs" / "digits-16-seed0", 16, [60], kimg=1, template=trained)
     run = {"run": "digits-16-seed0", "verdict": "above", "ratio": 0.95, "images": 320, "kimg": 1}
     decision = {"size": 16, "above": True, "certain": True, "ratio": 0.95, "runs": [run], "why": "the middle of it"}
     result = {"emm": 18.2, "verdict": "at", "level": 0.9, "bracket": [16, 20], "certain": True, "trained_kimg": 12.5}
@@ -426,8 +407,8 @@ def test_a_plan_is_a_table(study, trained, tmp_path):
 
 
 def test_runs_of_several_options_are_pooled_with_a_note(trained, tmp_path):
-    write_run(tmp_path / "a", trained, 8, [60], augment=0.5)
-    write_run(tmp_path / "b", trained, 16, [40], window_size=0.0)
+    write_run(tmp_path / "a", 8, [60], kimg=1, template=trained, augment=0.5)
+    write_run(tmp_path / "b", 16, [40], kimg=1, template=trained, window_size=0.0)
     page = make_page(tmp_path, tmp_path / "report.html")
     assert "differ in more than |D| and seed: augment, window_size." in page
 

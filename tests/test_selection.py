@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_emm import write_run
+from builders import write_run
 
 import emm as cli
 import mem_ratio

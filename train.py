@@ -225,7 +225,9 @@ def prepare(opts: EasyDict, device: torch.device) -> Start:
     if opts.tensorboard:
         check_tensorboard()
     _, per_round = split_batch(opts.batch, opts.batch_gpu, dist.get_world_size())
-    state = find_latest(opts) if opts.resume == LATEST else opts.resume and load_state(opts.resume)
+    state = None
+    if opts.resume is not None:
+        state = find_latest(opts) if opts.resume == LATEST else load_state(opts.resume)
     shared = state.shared if state is not None else {}
     precision = opts.precision or ("fp16" if opts.fp16 else saved_precision(shared))
     check_precision(precision, device, opts.compile)

@@ -326,6 +326,7 @@ def test_batch_not_divisible_by_the_processes(small_zip, tmp_path):
         (["--transfer=missing.safetensors"], 1, "missing.safetensors"),
         (["--resume=training-state-000001.pt"], 1, "does not exist"),
         (["--resume=pyproject.toml"], 1, "not named training-state"),
+        (["--resume="], 1, "not named training-state"),
         (["--resume=CUT"], 1, "cut short"),
         (["--transfer=CUTNET"], 1, "cut short"),
         (["--outdir=pyproject.toml"], 1, "is a file"),

@@ -21,7 +21,7 @@ from memorization.curve.lines import INTERPOLATIONS, REPLICATES, Line, curve_lin
 from memorization.measure.posterior import posterior_curves
 from memorization.plots import check_format, collapse_curve
 from memorization.records import format_int_list
-from memorization.report.folder import read_study
+from memorization.report.folder import read_runs_folder
 from memorization.report.report import only_factor, write_report
 from memorization.runs import Run, find_runs, read_run
 from memorization.search.design import MIN_RUNS
@@ -318,7 +318,7 @@ def report(
     """  # noqa: D301
     path = Path(out) if out is not None else Path(folder) / "report.html"
     check_file(path, "--out")
-    study = read_study(folder)
+    study = read_runs_folder(folder)
     if by is None:
         by = only_factor(study)
     study = study.select(by, keep)

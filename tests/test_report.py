@@ -22,7 +22,7 @@ from dnnlib.versions import versions
 from memorization.curve.factors import differing_options
 from memorization.curve.lines import curve_lines
 from memorization.report.commands import measure_command, train_command
-from memorization.report.folder import common, differing, find_pictures, read_study
+from memorization.report.folder import common, differing, find_pictures, read_runs_folder
 from memorization.report.report import SCRIPT, only_factor, write_report
 
 TINY = ["--cres=1", "--num-channels=8", "--num-blocks=1", "--attn-resolutions=4", "--batch=32", "--seed=7", "--tick=1"]
@@ -93,7 +93,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def make_page(root, out, **how):
-    write_report(read_study(root), out, **how)
+    write_report(read_runs_folder(root), out, **how)
     return out.read_text(encoding="utf-8")
 
 
@@ -176,7 +176,7 @@ def test_folders_from_before_the_command_was_recorded(study, tmp_path):
         options = json.loads(path.read_text())
         del options["command"]
         path.write_text(json.dumps(options))
-    new, old = read_study(study), read_study(before)
+    new, old = read_runs_folder(study), read_runs_folder(before)
     assert old.runs.keys() == new.runs.keys() and only_factor(old) == only_factor(new) == "num_channels"
     for name, run in new.runs.items():
         found = old.runs[name].command
@@ -210,7 +210,7 @@ def test_what_has_no_effect_is_not_recorded(digits_16):
 
 def test_measure_command_finds_all_measured(trained, run_cli):
     """The rebuilt command has the recorded settings: it finds every snapshot measured before."""
-    (run,) = read_study(trained).runs.values()
+    (run,) = read_runs_folder(trained).runs.values()
     (record,) = run.measurements
     words = measure_command(record, trained)
     assert words[:2] == ["python", "mem_ratio.py"] and {"--seeds=0-7,9", "--steps=3", "--solver=euler"} <= set(words)
@@ -237,7 +237,7 @@ def test_commands_can_be_pasted(study, trained, tmp_path):
     shown = subprocess.run(["bash", "-c", 'python() { printf "%s\\0" "$@"; }; ' + text], capture_output=True, text=True)
     options = json.loads((run / "training_options.json").read_text())
     target = f"{tmp_path.name}-again/{name}"
-    (found,) = read_study(tmp_path).runs.values()
+    (found,) = read_runs_folder(tmp_path).runs.values()
     wanted = train_command(options, target, "cpu")[1:] + measure_command(found.measurements[0], target)[1:]
     assert shown.stdout.split("\0")[:-1] == wanted
 
@@ -247,14 +247,14 @@ def test_commands_can_be_pasted(study, trained, tmp_path):
 
 
 def test_a_study_is_read_as_far_as_it_can_be(study, trained):
-    found = read_study(study)
+    found = read_runs_folder(study)
     assert [(run.size, name) for name, run in found.runs.items()] == [
         (size, f"width-{width}/{size}") for size in (8, 16, 32) for width in (16, 8)
     ]
     assert "mem_ratio.py" in found.left_out["unmeasured"]
     assert "total_nimg" in found.left_out["no-options"]
     assert "no measurement" in found.left_out["no-records"]
-    ((name, run),) = read_study(trained).runs.items()
+    ((name, run),) = read_runs_folder(trained).runs.items()
     stats = [json.loads(line) for line in (trained / "stats.jsonl").read_text().splitlines()]
     assert run.seconds == pytest.approx(stats[-1]["Timing/total_sec"]["mean"])
     assert run.losses[-1] == pytest.approx((run.epochs, stats[-1]["Loss/loss"]["mean"]), rel=0.02)
@@ -267,7 +267,7 @@ def test_time_of_a_resumed_run_is_of_all_sessions(trained, tmp_path):
     keys = ("Progress/kimg", "Timing/total_sec", "Loss/loss")
     lines = [json.dumps({key: {"mean": value} for key, value in zip(keys, entry)}) for entry in entries]
     (run / "stats.jsonl").write_text("\n".join([*lines, '{"Progress/kimg": {"me']))
-    (found,) = read_study(tmp_path).runs.values()
+    (found,) = read_runs_folder(tmp_path).runs.values()
     assert found.seconds == 13
     assert found.losses == [(125, 2.0), (250, 1.0), (375, 0.5)]
 
@@ -280,7 +280,7 @@ def test_damaged_numbers_leave_a_run_out_or_a_gap(trained, tmp_path):
         '{"Progress/kimg": {"mean": 1}, "Loss/loss": {"mean": NaN}, "Timing/total_sec": {"mean": NaN}}\n'
         '[]\n{"Progress/kimg": 3}\n{"Progress/kimg": {"mean": 2}, "Loss/loss": {"mean": 0.5}}\n'
     )
-    found = read_study(tmp_path)
+    found = read_runs_folder(tmp_path)
     assert list(found.runs) == ["good"] and found.runs["good"].losses == [(250, 0.5)]
     assert "num_memorized" in found.left_out["impossible"] and "total_nimg" in found.left_out["endless"]
     assert "impossible num_memorized" in make_page(tmp_path, tmp_path / "report.html")
@@ -295,11 +295,11 @@ def test_options_that_differ_and_that_do_not():
 
 
 def test_the_only_factor(study, trained, tmp_path):
-    assert only_factor(read_study(study)) == "num_channels"
+    assert only_factor(read_runs_folder(study)) == "num_channels"
     write_run(tmp_path / "a", 8, [1], kimg=1, template=trained)
-    assert only_factor(read_study(tmp_path)) is None
+    assert only_factor(read_runs_folder(tmp_path)) is None
     write_run(tmp_path / "b", 16, [1], kimg=1, template=trained, augment=0.5, precond="vp")
-    assert only_factor(read_study(tmp_path)) is None
+    assert only_factor(read_runs_folder(tmp_path)) is None
 
 
 def test_pictures_have_limits(tmp_path):
@@ -333,7 +333,7 @@ def test_the_command_writes_the_page(study, run_cli, tmp_path):
     page = out.read_text(encoding="utf-8")
     elements = Elements(page)
     assert elements.text["h1"] == ["Width & depth"] == elements.text["title"][:1]
-    lines, _ = curve_lines(read_study(study).runs.values(), "num_channels")
+    lines, _ = curve_lines(read_runs_folder(study).runs.values(), "num_channels")
     for line in lines:
         assert line.emm.place in elements.text["b"]
         assert f"{line.interval_name} {line.emm_interval}" in elements.text["span"]

@@ -10,7 +10,7 @@ from builders import write_run
 import emm as cli
 import mem_ratio
 import train
-from memorization.report.folder import read_study
+from memorization.report.folder import read_runs_folder
 from memorization.report.report import only_factor
 from memorization.runs import read_run
 from memorization.selection import select_runs
@@ -96,7 +96,7 @@ def test_other_images(tmp_path):
     assert "digits-16.zip, aaaaaaaa" in found.left_out[runs[0].path]
     assert "of fashion-64.zip" in found.left_out[runs[4].path]  # no other run of 64 images
     assert names(select_runs(runs, "dataset")) == [run.path.name for run in runs]
-    assert only_factor(read_study(tmp_path)) == "dataset"
+    assert only_factor(read_runs_folder(tmp_path)) == "dataset"
 
 
 def test_images_that_cannot_be_compared_or_need_not(tmp_path):

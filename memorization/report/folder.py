@@ -15,7 +15,7 @@ from memorization.selection import select_runs
 
 
 @dataclass(frozen=True)
-class StudyFolder:
+class RunsFolder:
     """Measured runs by |D|, then name; other folders that look like runs, each with the reason why not."""
 
     root: Path
@@ -23,7 +23,7 @@ class StudyFolder:
     left_out: dict[str, str]
     notes: tuple[str, ...] = ()  # on the runs that count, without a full stop
 
-    def select(self, by: str | None = None, keep: Sequence[str | os.PathLike] = ()) -> "StudyFolder":
+    def select(self, by: str | None = None, keep: Sequence[str | os.PathLike] = ()) -> "RunsFolder":
         """The same with the runs that count where `by` tells lines apart; see `memorization.selection`."""
         if not self.runs:
             return self
@@ -36,7 +36,7 @@ class StudyFolder:
         return replace(self, runs=runs, left_out=dict(sorted((self.left_out | left_out).items())), notes=notes)
 
 
-def read_study(root: str | os.PathLike) -> StudyFolder:
+def read_runs_folder(root: str | os.PathLike) -> RunsFolder:
     """Read all runs at and below a folder. One that cannot be read is left out, and the others stand.
 
     Raises
@@ -56,7 +56,7 @@ def read_study(root: str | os.PathLike) -> StudyFolder:
         except (ValueError, OSError) as err:
             left_out[_name(folder, root)] = str(err)
     runs = dict(sorted(runs.items(), key=lambda item: (item[1].size, item[0])))
-    return StudyFolder(root, runs, dict(sorted(left_out.items())))
+    return RunsFolder(root, runs, dict(sorted(left_out.items())))
 
 
 def differing(commands: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -20,7 +20,7 @@ from memorization.curve.factors import differing_options
 from memorization.curve.figures import curve_figure, trajectory_figure
 from memorization.curve.lines import Line, curve_lines, line_notes, trajectories
 from memorization.report.commands import FEATURES, command_text, measure_command, train_command
-from memorization.report.folder import StudyFolder, common, differing, find_pictures, find_plans
+from memorization.report.folder import RunsFolder, common, differing, find_pictures, find_plans
 from memorization.runs import NO_FACTOR, Run
 from memorization.selection import on_other_images
 
@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
 
 def write_report(
-    study: StudyFolder,  # of `memorization.report.folder.read_study`, with at least one run
+    study: RunsFolder,  # of `memorization.report.folder.read_runs_folder`, with at least one run
     out: str | os.PathLike,  # the page
     *,
     by: str | None = None,  # option that gives each of its values a curve, as of `curve_lines`
@@ -105,7 +105,7 @@ def _image(data: bytes, mime: str, alt: str) -> dict[str, str]:
 # What came out.
 
 
-def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> dict[str, Any]:
+def _headline(study: RunsFolder, lines: Sequence[Line], by: str | None) -> dict[str, Any]:
     runs = study.runs.values()
     sizes = sorted({run.size for run in runs})
     images = sum(s.num_samples for run in runs for s in run.snapshots)
@@ -126,7 +126,7 @@ def _headline(study: StudyFolder, lines: Sequence[Line], by: str | None) -> dict
     return {"what": what + ".", "facts": facts}
 
 
-def _curves(study: StudyFolder, lines: Sequence[Line], by: str | None, notes: Sequence[str]) -> dict[str, Any]:
+def _curves(study: RunsFolder, lines: Sequence[Line], by: str | None, notes: Sequence[str]) -> dict[str, Any]:
     points = list(study.runs.values())
     level = lines[0].emm.level
     values = ", ".join(f"{line.name or 'all runs'}: {line.emm} {line.emm_interval}" for line in lines)
@@ -176,7 +176,7 @@ def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any)
         return _image(path.read_bytes(), "image/svg+xml", alt)
 
 
-def only_factor(study: StudyFolder) -> str | None:
+def only_factor(study: RunsFolder) -> str | None:
     """The option in which the runs differ beside |D| and seed, or the dataset, if it is one; else None."""
     if not study.runs:
         return None
@@ -189,7 +189,7 @@ def only_factor(study: StudyFolder) -> str | None:
 # How it came about.
 
 
-def _plans(study: StudyFolder) -> dict[str, Any]:
+def _plans(study: RunsFolder) -> dict[str, Any]:
     plans, left_out = find_plans(study.root, [run.path for run in study.runs.values()])
     return {"plans": [_plan(name, plan) for name, plan in plans.items()], "left_out": left_out}
 
@@ -279,7 +279,7 @@ def _found(result: Any) -> str:
         return _show(result)
 
 
-def _runs(study: StudyFolder) -> tuple[list[str], list[list[object]], set[int]]:
+def _runs(study: RunsFolder) -> tuple[list[str], list[list[object]], set[int]]:
     commands = [run.command for run in study.runs.values()]
     factors = {key: values for key, values in differing(commands).items() if key not in NO_FACTOR}
     factors = dict(list(factors.items())[:4])  # the others are in the table of options
@@ -312,7 +312,7 @@ def _runs(study: StudyFolder) -> tuple[list[str], list[list[object]], set[int]]:
 # Over training.
 
 
-def _training(study: StudyFolder, level: float) -> dict[str, Any]:
+def _training(study: RunsFolder, level: float) -> dict[str, Any]:
     drawn = list(study.runs.items())[:CHARTS]
     note = f" The first {CHARTS} of {len(study.runs)} runs are drawn." if len(drawn) < len(study.runs) else ""
     return {"note": note, "charts": [_chart(name, run, level) for name, run in drawn]}
@@ -362,7 +362,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(points))
 
 
-def _pictures(study: StudyFolder) -> dict[str, Any]:
+def _pictures(study: RunsFolder) -> dict[str, Any]:
     pictures, left_out = find_pictures(study.root, [run.path for run in study.runs.values()])
     return {
         "pictures": [(name, _image(data, "image/png", f"Picture {name}")) for name, data in pictures.items()],
@@ -374,7 +374,7 @@ def _pictures(study: StudyFolder) -> dict[str, Any]:
 # With what.
 
 
-def _options(study: StudyFolder) -> dict[str, Any]:
+def _options(study: RunsFolder) -> dict[str, Any]:
     options = [run.command for run in study.runs.values()]
     differ = differing(options)
     rows = [[_code(name), *(_show(values[i]) for values in differ.values())] for i, name in enumerate(study.runs)]
@@ -382,7 +382,7 @@ def _options(study: StudyFolder) -> dict[str, Any]:
     return {"number": len(options), "differ": (["run", *differ], rows), "same": same}
 
 
-def _versions(study: StudyFolder) -> dict[str, Any]:
+def _versions(study: RunsFolder) -> dict[str, Any]:
     here = versions()
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for name, run in study.runs.items():
@@ -396,7 +396,7 @@ def _versions(study: StudyFolder) -> dict[str, Any]:
     return {"table": (["", "this page", *(head for _, head in columns)], rows), "unknown": unknown}
 
 
-def _commands(study: StudyFolder, again: str) -> list[tuple[str, list[str], list[str]]]:
+def _commands(study: RunsFolder, again: str) -> list[tuple[str, list[str], list[str]]]:
     """Of each run its name, notes, and the commands that repeat it below the new folder `again`."""
     parts = []
     for name, run in study.runs.items():

@@ -12,18 +12,19 @@ from tqdm import tqdm
 
 from dnnlib import EasyDict
 from dnnlib.cli import Float, report_errors
+from dnnlib.images import left_out_sentence
 from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
 from memorization.curve.compare import compare_runs, comparison_record, write_distances
 from memorization.curve.figures import curve_figure, trajectory_figure
-from memorization.curve.files import write_curve_csv, write_curve_json, write_json, write_trajectory_csv
+from memorization.curve.files import write_curve_csv, write_curve_json, write_json, write_record, write_trajectory_csv
 from memorization.curve.lines import INTERPOLATIONS, REPLICATES, Line, curve_lines, line_notes, trajectories
 from memorization.measure.posterior import posterior_curves
 from memorization.plots import check_format, collapse_curve
 from memorization.records import format_int_list
 from memorization.report.folder import read_runs_folder
 from memorization.report.report import only_factor, write_report
-from memorization.runs import Run, find_runs, read_run
+from memorization.runs import OTHER_MEASUREMENTS, RUN_FOLDERS, Run, find_runs, other_measurements, read_run
 from memorization.search.design import MIN_RUNS
 from memorization.search.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
 from memorization.search.job import EXIT_STOPPED
@@ -143,9 +144,10 @@ def curve(
     write_curve_csv(lines, table)
     write_curve_json(
         lines, record, by=by, replicates=REPLICATES, command=sys.argv, notes=notes, left_out=left_out,
-        kept=as_text(selection.kept), joined=as_text(selection.joined),
+        kept=as_text(selection.kept), joined=as_text(selection.joined), counts=left_out_counts(left_out, selection),
     )  # fmt: skip
     click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}")
+    click.echo(left_out_sentence(left_out_counts(left_out, selection)))
 
 
 @main.command()
@@ -153,7 +155,7 @@ def curve(
 @_by_option
 @click.option("--per-run", help="One line per run, also where runs differ in the seed alone", is_flag=True)
 @click.option(
-    "--out", help="Figure; the CSV lies beside it", metavar="FILE", default="trajectory.png", show_default=True
+    "--out", help="Figure; CSV and JSON lie beside it", metavar="FILE", default="trajectory.png", show_default=True
 )
 @_level_option
 @_keep_option
@@ -185,8 +187,9 @@ def trajectory(
     python emm.py trajectory training-runs --by=cond --out=figures/labels.png
     """  # noqa: D301
     check_format(out)
-    table = Path(out).with_suffix(".csv")
-    check_file(table)
+    table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
+    for path in (table, record):
+        check_file(path)
     if not 0 < level <= 1:
         raise ValueError(f"The level of EMM must lie between 0 and 1, not {level}; 0.9 is usual.")
     measured, left_out = read_runs(runs)
@@ -207,7 +210,12 @@ def trajectory(
         )
     trajectory_figure(lines, out, level=level, title=title)
     write_trajectory_csv(lines, table)
-    click.echo(f"Figure: {out}\nTable:  {table}")
+    counts = left_out_counts(left_out, selection)
+    write_record(
+        record, by=by, command=sys.argv, notes=[*notes, *selection.remarks], left_out=left_out, counts=counts,
+        kept=as_text(selection.kept), joined=as_text(selection.joined),
+    )  # fmt: skip
+    click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}\n{left_out_sentence(counts)}")
 
 
 @main.command()
@@ -331,6 +339,7 @@ def report(
     command += [f"--keep={path}" for path in keep]
     write_report(study, path, by=by, level=level, seed_sd=seed_sd, title=title, command=command)
     click.echo(f"{len(study.runs)} runs, {path.stat().st_size / 2**20:.1f} MiB\nReport: {path}")
+    click.echo(left_out_sentence(study.left_out_counts()))
 
 
 @main.command(context_settings=dict(max_content_width=120))
@@ -482,6 +491,7 @@ def search(**kwargs: Any) -> None:
             f"precise, by the fitted curve, and take {grid['kimg']:g} kimg"
         )
     click.echo(f"Plan:    {plan.path}\nCurve:   python emm.py curve {shlex.quote(opts.outdir)}")
+    click.echo(left_out_sentence(plan.result["left_out"]))
 
 
 def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
@@ -514,6 +524,11 @@ def selected(
         click.echo(f"Left out: {folder} is {reason}; --keep={shlex.quote(folder)} takes it all the same.", err=True)
         left_out[folder] = reason
     return selection
+
+
+def left_out_counts(left_out: dict[str, str], selection: Selection) -> dict[str, int]:
+    """What was left out of a curve or trajectory, by what it is."""
+    return {RUN_FOLDERS: len(left_out), OTHER_MEASUREMENTS: other_measurements(selection.runs)}
 
 
 def as_text(reasons: dict[Path, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from dnnlib.cli import report_errors
+from dnnlib.images import left_out_sentence
 from torch_utils import distributed as dist
 from training.generation import generate_to_folder
 from training.options import (
@@ -61,6 +62,7 @@ def main(
         check_precision(precision, target, compile)
         net = prepare_denoiser(load_network(network, target)[0], precision, compile, target)
         generate_to_folder(net, seeds, outdir, subdirs, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
+        dist.print0(left_out_sentence({}))  # an image for each seed
     finally:
         dist.shutdown()
 

@@ -5,8 +5,10 @@ from typing import Any
 import click
 
 from dnnlib.cli import report_errors
-from dnnlib.util import check_file
+from dnnlib.images import left_out_sentence
+from dnnlib.util import check_file, fetch
 from torch_utils import distributed as dist
+from training.dataset import files_left_out
 from training.generation import generate_to_folder
 from training.optim import load_optimum
 from training.options import (
@@ -93,6 +95,7 @@ def main(
         if recorder:
             recorder.write(trace)
             dist.print0(f"Trace: {trace}")
+        dist.print0(left_out_sentence(files_left_out(fetch(network))))
     finally:
         dist.shutdown()
 

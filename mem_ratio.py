@@ -11,6 +11,7 @@ import torch
 from click.core import ParameterSource
 
 from dnnlib.cli import Float, report_errors
+from dnnlib.images import left_out_sentence
 from dnnlib.repeats import find_repeats
 from dnnlib.util import check_file, check_folder, is_url
 from memorization.measure.criteria import CRITERIA, THRESHOLD
@@ -35,6 +36,7 @@ from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_h
 from memorization.records import jsonl_path, setting
 from memorization.stats.sequential import error_share
 from torch_utils import distributed as dist
+from training.dataset import files_left_out
 from training.fingerprint import array_sha256
 from training.options import (
     batch_option,
@@ -48,6 +50,9 @@ from training.options import (
 from training.precision import check_precision
 
 GRID_SEEDS = 32
+UNREADABLE = "snapshots that could not be measured"
+OLDER = "snapshots older than one that is above the bar"
+REPEATS = "training images that repeat another one"
 MAX_ROWS = 20  # of a table of classes or groups that is printed; the record holds all
 
 FRACTION = Float(min=0, max=1, min_open=True, max_open=True)
@@ -340,6 +345,10 @@ def main(
             dist.print0(f"Histogram:   {hist}")
         dist.print0(f"Log:         {log_path}\nRecords:     {jsonl}\nDistances:   {log_path.parent / 'knn-dist'}")
         left_out = [name for each in evaluators for name in each.left_out]
+        counts = {UNREADABLE: len(left_out)} | reference.left_out | record.get("left_out", {})
+        if until_above and not watch:
+            counts[OLDER] = len(subjects) - len(left_out) - sum(len(each.records) for each in evaluators)
+        dist.print0(left_out_sentence(counts))
         if left_out and dist.get_rank() == 0:
             count = f"{len(left_out)} of {len(left_out) + sum(len(each.records) for each in evaluators)} snapshots"
             raise click.ClickException(f"{count} could not be measured: {', '.join(left_out)}.")
@@ -530,6 +539,8 @@ def read_reference(path: str, features: str | None, device: torch.device, unique
         images = images[repeats.distinct]
         labels = None if labels is None else labels[repeats.distinct]
         groups = None if groups is None else [groups[i] for i in repeats.distinct]
+    left_out = {REPEATS: len(repeats.first) - len(images)} if unique else {}
+    left_out |= files_left_out(path)
     space = None
     if features is not None:
         dist.print0(f"Note: {TRUST}")
@@ -537,6 +548,7 @@ def read_reference(path: str, features: str | None, device: torch.device, unique
     return Reference(
         path, images, device, labels=labels, groups=groups, features=space, repeats=repeats, unique=unique,
         dataset_sha256=digest, dataset_size=size,
+        left_out=left_out,
     )  # fmt: skip
 
 

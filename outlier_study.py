@@ -8,17 +8,20 @@ from typing import Any
 import click
 
 from dnnlib.cli import Float, report_errors
+from dnnlib.images import left_out_sentence
 from dnnlib.util import check_folder
+from memorization.curve.files import write_record
 from memorization.curve.group_curves import (
     group_curves,
     group_figure,
     group_timing,
     half_epoch,
+    other_measurements,
     pooled,
     write_group_curves,
 )
 from memorization.plots import check_format, save_figure
-from memorization.runs import read_run
+from memorization.runs import OTHER_MEASUREMENTS, read_run
 from memorization.stats.intervals import wilson_interval
 from torch_utils import distributed as dist
 from toy.analysis import summarize
@@ -139,6 +142,7 @@ def moons(preset: str, out: str, null: bool, title: str | None, device: str, **o
     click.echo(f"Figures: {folder / 'memorized.png'}, {folder / 'points.png'}")
     click.echo(f"Table:   {folder / 'memorized.csv'}; each training point: {folder / 'first-epoch.npz'}")
     click.echo(f"Record:  {folder / 'summary.json'}, {folder / 'options.json'}")
+    click.echo(left_out_sentence(summary["left_out"]))
 
 
 def _print(summary: dict[str, Any], control: dict[str, Any] | None) -> None:
@@ -229,7 +233,9 @@ def _false_positives(answers: dict[str, int], group: str) -> str:
 
 @main.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--out", help="Figure; the CSV lies beside it  [default: groups.png in the first RUN]", metavar="FILE")
+@click.option(
+    "--out", help="Figure; CSV and JSON lie beside it  [default: groups.png in the first RUN]", metavar="FILE"
+)
 @click.option("--title", help="Title of the figure", metavar="TEXT")
 @report_errors
 def images(runs: tuple[str, ...], out: str | None, title: str | None) -> None:
@@ -255,7 +261,8 @@ def images(runs: tuple[str, ...], out: str | None, title: str | None) -> None:
     """
     figure = Path(out) if out is not None else Path(runs[0]) / "groups.png"
     check_format(figure)
-    each = [group_curves(read_run(run)) for run in runs]
+    measured = [read_run(run) for run in runs]
+    each = [group_curves(run) for run in measured]
     curves = pooled(each)
     click.echo(
         f"{'group':<12} {'images':>6} {'copied':>7} {'share':>6}  {'95 % interval':<14} {'half its rise at epoch':>22}"
@@ -272,8 +279,11 @@ def images(runs: tuple[str, ...], out: str | None, title: str | None) -> None:
             timing = dataclasses.asdict(group_timing(each, name))
             click.echo(f"{name.capitalize()}s {expected}? {_said(timing, name, expected, len(each), 'runs')}")
     group_figure(curves, figure, title=title)
+    counts = {OTHER_MEASUREMENTS: sum(map(other_measurements, measured))}
     write_group_curves(curves, figure.with_suffix(".csv"))
-    click.echo(f"Figure: {figure}\nTable:  {figure.with_suffix('.csv')}")
+    write_record(figure.with_suffix(".json"), command=sys.argv, counts=counts)
+    click.echo(f"Figure: {figure}\nTable:  {figure.with_suffix('.csv')}\nRecord: {figure.with_suffix('.json')}")
+    click.echo(left_out_sentence(counts))
 
 
 def _cell(value: float | str | None, digits: int = 3, factor: float = 1) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dataset_utils.archive import Archive, open_archive
 from dataset_utils.sources import Source
 from dataset_utils.transforms import Transform, make_transform
-from dnnlib.images import ImageFiles, Label, describe_counts, encode_png
+from dnnlib.images import ImageFiles, Label, describe_counts, encode_png, left_out_sentence
 from dnnlib.repeats import image_digest
 
 TOO_SMALL = "too small and dropped"
@@ -157,10 +157,8 @@ def report(source: Source, archive: Archive) -> list[str]:
     if repeats := archive.repeats.describe():
         lines.append(f"Note: {repeats}")
     without = made.get("images_without_label", 0)
-    left_out = describe_counts(made["left_out"], about.details)
-    if without:
-        left_out += f"{', ' if left_out else ''}all labels, because {without} images have none"
-    lines.append(f"Left out: {left_out or 'nothing'}.")
+    no_labels = f"all labels, because {without} images have none" if without else ""
+    lines.append(left_out_sentence(made["left_out"], about.details, no_labels))
     return lines
 
 

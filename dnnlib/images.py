@@ -497,6 +497,12 @@ def describe_counts(counts: dict[str, int], details: dict[str, dict[str, int]] |
     return ", ".join(parts)
 
 
+def left_out_sentence(counts: dict[str, int], details: dict[str, dict[str, int]] | None = None, more: str = "") -> str:
+    """The sentence with which every program ends: what was left out, see `describe_counts`, and `more` of it."""
+    parts = [describe_counts({reason: number for reason, number in counts.items() if number}, details), more]
+    return f"Left out: {', '.join(part for part in parts if part) or 'nothing'}."
+
+
 def _tar_members(path: Path, left_out: Counter[str]) -> dict[str, tuple[int, int, int]]:
     """Of each file in a tar: where its bytes begin, how many there are, and its date. Links are counted as left out."""
     members: dict[str, tuple[int, int, int]] = {}

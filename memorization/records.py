@@ -34,7 +34,7 @@ _ROWS = ("optimum", "source", "class", "sampler", *CONTENTS)
 _DEFAULTS = {"precision": "fp32", "compile": False}
 
 # What was found beyond R_mem: it is kept when the same contents are measured again.
-RESULTS = ("gap", "thresholds", "criteria", "classes", "groups", "grouping", "repeats")
+RESULTS = ("gap", "thresholds", "criteria", "classes", "groups", "grouping", "repeats", "left_out")
 
 
 def make_settings(
@@ -309,7 +309,7 @@ def read_trajectory(path: str | os.PathLike, *, report: Callable[[str], Any] = w
 
 def _wrong_entry(record: dict[str, Any]) -> str | None:
     """The key of an entry that no measurement has, or None. Entries may be missing."""
-    kinds = dict.fromkeys(("thresholds", "criteria", "classes", "groups", "grouping", "repeats"), dict)
+    kinds = dict.fromkeys(("thresholds", "criteria", "classes", "groups", "grouping", "repeats", "left_out"), dict)
     kinds |= {"compile": bool, "other_reference": bool}
     kinds |= dict.fromkeys(("sampler", "adaptive", "sequential", "gap"), dict | None)
     kinds |= dict.fromkeys(("snapshot", "seeds", "reference", "precision"), str | None)

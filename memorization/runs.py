@@ -20,6 +20,10 @@ from training.run.state import read_run_state
 
 OPTIONS, LOG, STATISTICS = "training_options.json", "mem_traj.log", "stats.jsonl"
 
+# What programs that read run folders leave out, as they say it.
+RUN_FOLDERS = "run folders"
+OTHER_MEASUREMENTS = "measurements of snapshots that were measured more than once"
+
 # Options of train.py that say which run it is, and how it is run, written and looked at; the others are what a curve
 # holds fixed.
 _WHICH = {"data", "seed", "outdir", "desc", "nosubdir", "overwrite", "resume", "dry_run"}
@@ -402,6 +406,11 @@ def records_that_count(records: Sequence[dict[str, Any]], size: int) -> list[dic
         if record["num_samples"] >= chosen.get(record["kimg"], record)["num_samples"]:
             chosen[record["kimg"]] = record
     return list(chosen.values())
+
+
+def other_measurements(runs: Iterable[Run]) -> int:
+    """How many records of the runs do not count, see `records_that_count`."""
+    return sum(len(run.records) - len(run.counted) for run in runs)
 
 
 def trained_nimg(path: Path) -> int:

@@ -19,7 +19,9 @@ import pytest
 from conftest import ROOT, png
 
 import dataset_tool
+import emm
 import generate
+import generate_optim
 import mem_ratio
 from dataset_utils import dataset_random, dataset_size
 from dataset_utils.crops import crop_grid
@@ -27,7 +29,7 @@ from dataset_utils.sources import folder_classes, open_source
 from dnnlib import images as files_module
 from dnnlib.images import ImageFiles, decode_image
 from dnnlib.repeats import find_repeats
-from memorization.runs import find_runs, read_run
+from memorization.runs import OTHER_MEASUREMENTS, RUN_FOLDERS, find_runs, read_run
 from memorization.search.search import Plan, Study, choose_subset, digest_source
 from training.dataset import ImageFolderDataset
 from training.decoded import decoded_images, decoded_path
@@ -775,3 +777,55 @@ def test_linked_run_folders_are_found(tmp_path):
     assert [run.relative_to(runs).as_posix() for run in found] == ["a16", "group/r32", "group/r8", "r64"]
     assert not left_out and sorted(read_run(run).size for run in found) == [8, 16, 32, 64]
     assert len(find_runs([runs, tmp_path / "store", runs / "a16"])[0]) == 4
+
+
+# ----------------------------------------------------------------------------
+# Every program ends with what it left out.
+
+
+def test_curves_say_what_they_leave_out(run_cli, tmp_path):
+    for size, ratio in ((8, 9), (16, 6), (32, 1)):
+        measured_run(tmp_path / f"runs/{size}", size)
+        path = tmp_path / f"runs/{size}/mem_traj.jsonl"
+        record = json.loads(path.read_text()) | {"num_memorized": ratio, "num_samples": 10}
+        path.write_text("".join(json.dumps(record | {"seeds": seeds}) + "\n" for seeds in ("0-9", "10-19")))
+    (tmp_path / "runs/new").mkdir()
+    (tmp_path / "runs/new/training_options.json").write_text("{}")
+    sentence = "Left out: 1 run folders, 3 measurements of snapshots that were measured more than once."
+    counts = {RUN_FOLDERS: 1, OTHER_MEASUREMENTS: 3}
+    for command in ("curve", "trajectory"):
+        out = run_cli(emm.main, [command, f"{tmp_path}/runs", f"--out={tmp_path}/{command}.png"]).stdout
+        assert out.splitlines()[-1] == sentence
+        record = json.loads((tmp_path / f"{command}.json").read_text())
+        assert record["left_out_counts"] == counts and list(record["left_out"]) == [f"{tmp_path}/runs/new"]
+    out = run_cli(emm.main, ["report", f"{tmp_path}/runs", f"--out={tmp_path}/r.html"]).stdout
+    assert out.splitlines()[-1] == sentence and sentence in (tmp_path / "r.html").read_text()
+    out = run_cli(emm.main, ["curve", f"{tmp_path}/runs/8", f"{tmp_path}/runs/16", f"--out={tmp_path}/c.png"]).stdout
+    assert out.splitlines()[-1] == "Left out: 2 measurements of snapshots that were measured more than once."
+
+
+def test_the_optimum_says_what_is_left_out_of_its_images(run_cli, tmp_path):
+    images = {f"{i}.png": 40 * i for i in range(5)} | {"again.png": 40}
+    clean, foreign = (
+        write(tmp_path / "clean", images),
+        write(tmp_path / "more", images | {"x.heic": b"?", "._0.png": 1}),
+    )
+    for source, said in ((clean, "nothing"), (foreign, f"1 {files_module.HIDDEN}, 1 {files_module.OTHER_FORMAT}")):
+        args = [f"--network={source}", "--seeds=0-3", "--steps=2", "--device=cpu"]
+        out = run_cli(generate_optim.main, [*args, f"--outdir={tmp_path}/out", f"--trace={tmp_path}/t.csv"]).stdout
+        assert out.splitlines()[-1] == f"Left out: {said}."
+        log = tmp_path / f"log-{source.name}/mem_traj.log"
+        out = run_cli(mem_ratio.main, [*args, f"--log={log}"]).stdout
+        assert out.splitlines()[-1] == f"Left out: {said}."
+        record = json.loads(log.with_suffix(".jsonl").read_text())
+        assert (" 1 " in f" {said}") == ("left_out" in record)
+    assert record["left_out"] == {files_module.HIDDEN: 1, files_module.OTHER_FORMAT: 1}
+    out = run_cli(mem_ratio.main, [*args, f"--log={tmp_path}/u/mem_traj.log", "--unique"]).stdout
+    assert "1 training images that repeat another one" in out.splitlines()[-1]
+    record = json.loads((tmp_path / "u/mem_traj.jsonl").read_text())
+    assert record["left_out"]["training images that repeat another one"] == 1
+    out = run_cli(mem_ratio.main, [*args[:1], *args[2:], "--seeds=0-63", f"--log={log}", "--adaptive=0.5"]).stdout
+    record = json.loads(log.with_suffix(".jsonl").read_text().splitlines()[-1])
+    spared = 64 - record["num_samples"]
+    assert 0 < spared == record["left_out"]["images of which the verdict had no need"]
+    assert f"{spared} images of which the verdict had no need" in out.splitlines()[-1]

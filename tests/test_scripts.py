@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -128,3 +129,24 @@ def test_wrong_values_are_refused():
     assert "choose small or paper" in shell("model_width", {"SCALE": "large"}, code=2)
     assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)
     assert "choose none, true" in shell("cond_labels", {"LABELS": "false", "PLAN": "1"}, code=2)
+
+
+@pytest.mark.slow
+def test_a_run_on_another_source_is_refused(python, tmp_path):
+    digits = np.arange(40 * 64).reshape(40, 8, 8) % 251
+    source, run = tmp_path / "source.npz", tmp_path / "out/runs/8/10-seed1"
+    env = {
+        "SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "PYTHON": python, "JOBS": "1",
+        "OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "DURATION": "0.05", "SOURCE": str(source),
+    }  # fmt: skip
+    np.savez(source, images=digits.astype(np.uint8), labels=np.arange(40) % 10)
+    shell("model_width", env)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    np.savez(source, images=(255 - digits).astype(np.uint8), labels=np.arange(40) % 10)
+    text = shell("model_width", env, code=123)  # of xargs: a command failed
+    assert f"{run} was trained on other images than" in text and "set OUT to another folder" in text
+    assert "training (log" not in text and "R_mem" not in text
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    np.savez(source, images=digits.astype(np.uint8), labels=np.arange(40) % 10)
+    text = shell("model_width", env)
+    assert "training (log" not in text and "R_mem" in text

@@ -238,6 +238,8 @@ def summarize(result: Result) -> dict[str, Any]:
             half=half_of_rise(result.epochs, result.memorized[:, :, g], result.nearest[:, :, g]),
             half_count=half_of_rise(result.epochs, result.memorized[:, :, g], None),
         )  # fmt: skip
+    detected = detection(result)
+    undefined = max(int(np.isnan(values).sum()) for values in detected.values())
     stops = [early_stop(result, r) for r in range(len(result.data))]
     stopped = [stop.epoch for stop in stops if stop.epoch is not None]
     return _plain(dict(
@@ -246,12 +248,13 @@ def summarize(result: Result) -> dict[str, Any]:
         outliers_by="share" if in_shares(result.settings) else "count",
         timing={name: asdict(timing) for name, timing in timings(result).items()},
         false_positives=false_positives(result),
-        auroc={name: median_interval(values) for name, values in detection(result).items()},
+        auroc={name: median_interval(values) for name, values in detected.items()},
         early_stop=dict(
             repeats_stopped=len(stopped), epoch=np.median(stopped) if stopped else None,
             **{key: np.mean([getattr(stop, key) for stop in stops])
                for key in ("memorized", "memorized_end", "distance", "distance_end", "distance_best")},
         ),
+        left_out={"repeats without an AUROC": undefined} if undefined else {},
     ))  # fmt: skip
 
 

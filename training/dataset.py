@@ -1,5 +1,6 @@
 """A dataset zip or folder as training sees it: uint8 images, integer labels, decoded once and held in memory."""
 
+import contextlib
 import os
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,14 @@ def describe_images(dataset: "ImageFolderDataset") -> str:
     if files.notes:
         parts.append(describe_counts(Counter(files.notes)))
     return f'Of "{dataset.path}": {"; ".join(parts)}.' if parts else ""
+
+
+def files_left_out(path: str | os.PathLike) -> dict[str, int]:
+    """How many files of a dataset are left out when it is read, by reason; none of a .npy or .npz."""
+    if Path(path).suffix.lower() in (".npy", ".npz"):
+        return {}
+    with contextlib.closing(ImageFiles(path)) as files:
+        return dict(files.left_out)
 
 
 class ImageFolderDataset(torch.utils.data.Dataset):

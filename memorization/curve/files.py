@@ -53,6 +53,7 @@ def write_curve_json(
     left_out: dict[str, str] | None = None,  # folder -> reason
     kept: dict[str, str] | None = None,  # folder that counts as asked for -> why it would not
     joined: dict[str, str] | None = None,  # folder -> the run that it is part of
+    counts: dict[str, int] | None = None,  # of what was left out, as the program says it
 ) -> None:
     """Everything that the figure shows and comes from, as strict JSON (numbers that are not finite become null)."""
     content = {
@@ -63,15 +64,44 @@ def write_curve_json(
         "method": "logit line with spread between seeds, see memorization/stats/crossing.py; "
         f"ratios: beta-binomial bootstrap, {replicates} replicates, see memorization/stats/bootstrap.py",
         "lines": [line_record(line) for line in lines],
+        **_origin(command, notes, left_out, kept, joined, counts),
+    }
+    write_json(content, path)
+
+
+def write_record(
+    path: str | os.PathLike,
+    *,
+    command: Sequence[str],
+    by: str | None = None,
+    notes: Sequence[str] = (),
+    left_out: dict[str, str] | None = None,
+    kept: dict[str, str] | None = None,
+    joined: dict[str, str] | None = None,
+    counts: dict[str, int] | None = None,
+) -> None:
+    """What the figure and table beside it come from, and what was left out; arguments as in `write_curve_json`."""
+    write_json({"format": 1, "by": by, **_origin(command, notes, left_out, kept, joined, counts)}, path)
+
+
+def _origin(
+    command: Sequence[str],
+    notes: Sequence[str],
+    left_out: dict[str, str] | None,
+    kept: dict[str, str] | None,
+    joined: dict[str, str] | None,
+    counts: dict[str, int] | None,
+) -> dict[str, Any]:
+    return {
         "notes": list(notes),
         "left_out": left_out or {},
+        "left_out_counts": counts or {},
         "kept": kept or {},
         "joined": joined or {},
         "versions": versions(),
         "command": list(command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    write_json(content, path)
 
 
 def write_json(content: dict[str, Any], path: str | os.PathLike) -> None:

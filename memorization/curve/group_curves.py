@@ -93,6 +93,12 @@ def group_curves(run: Run) -> dict[str, list[GroupPoint]]:
     return curves
 
 
+def other_measurements(run: Run) -> int:
+    """How many records of a run `group_curves` leaves out."""
+    curves = group_curves(run)
+    return len(run.records) - len(next(iter(curves.values())))
+
+
 def pooled(runs: Sequence[dict[str, list[GroupPoint]]]) -> dict[str, list[GroupPoint]]:
     """The curves of several runs that differ in their seeds, as those of one: all counts are added.
 

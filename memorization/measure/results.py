@@ -20,6 +20,8 @@ from training.dataset import ImageFolderDataset
 from training.fingerprint import array_sha256
 from training.optim import read_npz
 
+NOT_NEEDED = "images of which the verdict had no need"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -84,6 +86,7 @@ class Reference:
     repeats : which of all training images are the same, where some are; else None
     unique : `images` are the different ones among them
     dataset_sha256, dataset_size : digest and number of all training images, if `images` are the different ones only
+    left_out : how many training images or files beside them were left out, by reason
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Reference:
         unique: bool = False,
         dataset_sha256: str | None = None,
         dataset_size: int | None = None,
+        left_out: dict[str, int] | None = None,
     ):
         self.path, self.images, self.features = path, images, features
         self.device = torch.device(device)
@@ -110,6 +114,7 @@ class Reference:
         self.tables = {name: groups for name, groups in tables.items() if groups is not None}
         self.unique = unique
         self.other = False  # the network is known not to have been trained on it; see `check_trained_on`
+        self.left_out = {reason: number for reason, number in (left_out or {}).items() if number}
         self.repeats: dict[str, Any] | None = None  # what records say of them; None if there are none
         if repeats is not None and repeats.counts()["repeated"]:
             self.repeats = {**repeats.counts(), "unique": unique}
@@ -132,7 +137,7 @@ def read_groups(path: str | os.PathLike) -> tuple[np.ndarray | None, list[str] |
 
 
 def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[str, Any]:
-    """The entries `thresholds`, `criteria`, `classes`, `groups`, `grouping`, `repeats` of a record, if there are any.
+    """What a record has beyond R_mem, if there is any: `thresholds`, `criteria`, `classes`, `groups` and so on.
 
     Also `other_reference`: true, where the reference is known not to be what the network was trained on.
 
@@ -142,7 +147,8 @@ def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[st
     `memorization.measure.groups.group_table`, by the published criterion, and `grouping` has the digest of what each
     was made of. `repeats`, where training images occur more than once, has `Repeats.counts`, whether the reference are
     the different ones (unique), and of how many generated images (num_nearest), and of which share of them
-    (share_nearest), the nearest training image is one that occurs more than once.
+    (share_nearest), the nearest training image is one that occurs more than once. `left_out` has the number of seeds
+    that a sequential test did not need, and of what was left out of the training images, by reason.
 
     All ranks call this together, with the same rows.
     """
@@ -163,6 +169,9 @@ def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[st
     if reference.repeats is not None:
         near = int(reference.repeated[rows.knn_index[:, 0]].sum())
         results["repeats"] = {**reference.repeats, "num_nearest": near, "share_nearest": near / rows.num_samples}
+    left_out = {NOT_NEEDED: len(task.seeds) - rows.num_samples} if rows.num_samples < len(task.seeds) else {}
+    if left_out or reference.left_out:
+        results["left_out"] = left_out | reference.left_out
     return results
 
 
@@ -177,6 +186,8 @@ def lacks_results(record: dict[str, Any], task: Task, reference: Reference) -> b
         if any(found.get(key) != value for key, value in settings.items()):
             return True
     if reference.repeats is not None and "repeats" not in record:
+        return True
+    if any(record.get("left_out", {}).get(reason) != number for reason, number in reference.left_out.items()):
         return True
     known = record.get("grouping", {})  # older records do not say, and hold
     return any(name not in record or known.get(name, digest) != digest for name, digest in reference.grouping.items())

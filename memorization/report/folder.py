@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 
 from dnnlib.limits import parse_json
-from memorization.runs import Run, find_runs, read_run
+from memorization.runs import OTHER_MEASUREMENTS, RUN_FOLDERS, Run, find_runs, other_measurements, read_run
 from memorization.selection import select_runs
 
 
@@ -22,6 +22,10 @@ class RunsFolder:
     runs: dict[str, Run]  # by their name: the path below the folder
     left_out: dict[str, str]
     notes: tuple[str, ...] = ()  # on the runs that count, without a full stop
+
+    def left_out_counts(self) -> dict[str, int]:
+        """What was left out, by what it is, but for pictures and plans."""
+        return {RUN_FOLDERS: len(self.left_out), OTHER_MEASUREMENTS: other_measurements(self.runs.values())}
 
     def select(self, by: str | None = None, keep: Sequence[str | os.PathLike] = ()) -> "RunsFolder":
         """The same with the runs that count where `by` tells lines apart; see `memorization.selection`."""

@@ -76,6 +76,8 @@ def write_report(
         plans=_plans(study),
         runs=_runs(study),
         left_out=[(_code(name), reason) for name, reason in study.left_out.items()],
+        others_left_out=any(study.left_out_counts().values()),
+        left_out_sentence=left_out_sentence(study.left_out_counts()),
         training=_training(study, level),
         pictures=_pictures(study),
         options=_options(study),

@@ -65,6 +65,12 @@ def choose_subset(source: str, subset: str = "auto") -> tuple[str, int]:
         return "balanced", len(members) * min(map(len, members))
 
 
+def left_out_of(source: str) -> dict[str, int]:
+    """How many files of a source are left out of all training sets, by reason."""
+    with open_source(source) as images:
+        return dict(images.about.left_out)
+
+
 def digest_source(source: str) -> str:
     """Digest of the images and labels of a source, by which a search knows it again.
 
@@ -403,6 +409,7 @@ class Search:
             high=emm_record(high, sizes, level), confidence=self.where.confidence, seed_sd=spread,
             as_asked=self.found(), tolerance=self.where.tolerance, runs=len(self.plan.decisions),
             trained_kimg=self.trained_kimg(), grid=self._grid(low, middle, high, spread),
+            left_out=left_out_of(self.study.source),
         )  # fmt: skip
         self.plan.save()
         return emm

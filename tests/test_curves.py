@@ -405,7 +405,9 @@ def test_trajectory_command(tmp_path, run_cli):
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 3 and rows[0]["line"] == "cond = no, |D| = 16"
     assert [float(rows[0][k]) * 64 for k in ("ratio", "low", "high")] == [1.5, 1, 2]
-    assert sorted(p.name for p in out.parent.iterdir()) == ["t.csv", "t.json", "t.png"] and Image.open(out).size[0] > 1000
+    assert (
+        sorted(p.name for p in out.parent.iterdir()) == ["t.csv", "t.json", "t.png"] and Image.open(out).size[0] > 1000
+    )
     result = run_cli(cli.main, ["trajectory", tmp_path / "runs", f"--out={out}", "--level=90"], code=1)
     assert "between 0 and 1, not 90" in result.output
     write_run(tmp_path / "runs" / "other", 16, [1, 2, 3], batch_size=99)

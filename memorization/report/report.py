@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from dnnlib.images import left_out_sentence
 from dnnlib.util import atomic_write, format_time
 from dnnlib.versions import versions
 from memorization.curve.emm import Emm

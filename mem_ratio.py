@@ -33,7 +33,7 @@ from memorization.measure.subjects import (
     watch_snapshots,
 )
 from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_histogram
-from memorization.records import jsonl_path, setting
+from memorization.records import format_int_list, jsonl_path, setting
 from memorization.stats.sequential import error_share
 from torch_utils import distributed as dist
 from training.dataset import files_left_out
@@ -336,7 +336,9 @@ def main(
         if grid is not None:
             shown = evaluator.images(best, GRID_SEEDS)
             nearest = reference.images[shown.knn_index[:, 0]]
-            how = dict(distance=shown.knn_distance, title=best.name)
+            shown_seeds = format_int_list(sorted(task.seeds)[:GRID_SEEDS])
+            title = f"{best.name}, |D| = {reference.dataset_size}, seeds {shown_seeds}"
+            how = dict(distance=shown.knn_distance, title=title)
             dist.on_rank0(neighbour_grid, shown.images, nearest, grid, **how)
             dist.print0(f"Grid:        {grid}")
         if hist is not None:

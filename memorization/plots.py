@@ -82,7 +82,7 @@ def neighbour_grid(
         if flags[i]:
             size = (cell_w + 3, 2 * cell_h + gap // 2 + 3)
             ax.add_patch(Rectangle((x - 2, y - 2), *size, fill=False, edgecolor=_RED, linewidth=2, clip_on=False))
-        label = "0/0" if np.isnan(quotient[i]) else f"{quotient[i]:.2f}"
+        label = quotient_text(quotient[i], flags[i])
         color = _RED if flags[i] else _GREY
         ax.text(x + cell_w / 2, y + band_h - text / 2 + 2, label, ha="center", va="center", fontsize=8, color=color)
     ax.imshow(canvas, interpolation="nearest", extent=(-0.5, canvas.shape[1] - 0.5, canvas.shape[0] - 0.5, -0.5))
@@ -95,6 +95,19 @@ def neighbour_grid(
     caption = f"{title}: {caption}" if title else caption
     fig.text((left + gap) / fig_w, 1 - top / 2 / fig_h, caption, ha="left", va="center", fontsize=10)
     save_figure(fig, path)
+
+
+def quotient_text(quotient: float, is_memorized: bool) -> str:
+    """d1/d2 with two digits, or as many as it takes to lie on its side of 1/3: 0.334 is not memorized, 0.33 is."""
+    if np.isnan(quotient):
+        return "0/0"
+    for digits in (2, 3, 4):
+        text = f"{quotient:.{digits}f}"
+        if digits == 2 and abs(quotient - THRESHOLD) < 0.005:
+            continue  # both sides would be 0.33
+        if (float(text) < THRESHOLD) == is_memorized:
+            return text
+    return "1/3"
 
 
 def ratio_histogram(

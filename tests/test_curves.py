@@ -516,3 +516,28 @@ def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="format"):
         curve_figure(lines, tmp_path / "c.doc")
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+def test_one_snapshot_is_a_point_and_the_level_has_its_number(tmp_path):
+    """Runs with one snapshot each: no line, and the axis of the epochs begins at 0."""
+    drawn = []
+
+    def keep(fig, path):
+        drawn.append(fig)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memorization.curve.figures.save_figure", keep)
+        runs = points(study(tmp_path / "runs", {8: [0.95, 0.3], 16: [1.0, 0.8]}, sizes=(16, 17)))
+        trajectory_figure(trajectories(runs, "num_channels")[0], tmp_path / "t.png")
+        curve_figure(curve_lines(runs, "num_channels")[0], tmp_path / "c.png")
+    for fig in drawn:
+        assert "90 %" in [text.get_text() for text in fig.axes[0].texts]
+        fig.draw_without_rendering()
+        legend = fig.legends[0].get_window_extent()
+        assert legend.y1 < fig.axes[0].get_window_extent().y0  # below, where it takes no width
+        assert legend.width <= fig.bbox.width
+    ax = drawn[0].axes[0]
+    assert ax.get_xlim()[0] == 0 and all(
+        line.get_linestyle() == "None" for line in ax.lines[1:] if len(line.get_xdata()) > 1
+    )
+    assert len(ax.containers) == 4

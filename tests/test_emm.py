@@ -16,7 +16,7 @@ from memorization.curve.emm import Emm, emm_estimate
 from memorization.curve.factors import differing_options
 from memorization.curve.lines import curve_lines, curve_points, trajectories
 from memorization.measure.posterior import crossing, posterior_curves
-from memorization.plots import collapse_curve, neighbour_grid
+from memorization.plots import collapse_curve, neighbour_grid, quotient_text
 from memorization.runs import find_runs, read_run
 
 # ----------------------------------------------------------------------------
@@ -404,3 +404,12 @@ def test_epochs_are_of_the_images_seen_not_of_the_name_of_the_file(tmp_path):
     assert path.epochs.tolist() == [1200]
     before = read_run(write_run(tmp_path / "b", 8, [], extra=[{k: v for k, v in exact.items() if k != "nimg"}]))
     assert (before.kimg, before.nimg) == (9, 9000)
+
+
+@pytest.mark.parametrize(
+    ("quotient", "text"),
+    [(0.1, "0.10"), (0.326, "0.33"), (0.3329, "0.333"), (0.334, "0.334"), (0.3334, "0.3334"), (0.338, "0.338"),
+     (1 / 3, "1/3"), (0.34, "0.34"), (0.999, "1.00"), (float("nan"), "0/0")],
+)  # fmt: skip
+def test_a_quotient_is_printed_on_its_side_of_a_third(quotient, text):
+    assert quotient_text(quotient, quotient < 1 / 3).removesuffix("0") == text.removesuffix("0")

@@ -23,7 +23,7 @@ from memorization.curve.factors import differing_options
 from memorization.curve.lines import curve_lines
 from memorization.report.commands import measure_command, train_command
 from memorization.report.folder import common, differing, find_pictures, read_runs_folder
-from memorization.report.report import SCRIPT, only_factor, write_report
+from memorization.report.report import SCRIPT, _show, only_factor, write_report
 
 TINY = ["--cres=1", "--num-channels=8", "--num-blocks=1", "--attn-resolutions=4", "--batch=32", "--seed=7", "--tick=1"]
 TINY += ["--device=cpu", "--snap=1", "--duration=6"]
@@ -486,3 +486,11 @@ def _pixels(path):
 
     with PIL.Image.open(path) as image:
         return image.convert("RGB").copy()
+
+
+def test_digests_are_shortened_and_the_ratio_comes_before_the_options(study, tmp_path):
+    page = make_page(study, tmp_path / "page.html", by="num_channels")
+    head = page[page.index(">Runs<") :]
+    assert head.index("R_mem %") < head.index("seed") < head.index("num_channels")
+    assert _show("ab12cd34" + "0" * 56) == "ab12cd34…" and _show("listing:ab12cd34" + "0" * 56) == "listing:ab12cd34…"
+    assert _show("training-runs") == "training-runs"

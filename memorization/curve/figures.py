@@ -18,6 +18,7 @@ _GREY, _RED = "#6e6e6e", "#c8372d"
 # Okabe & Ito's colours for all kinds of colour vision, dark and light in turn, so that neighbours differ in grey.
 _COLORS = ("#0072B2", "#E69F00", "#007A5A", "#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300", "#7A4FA3")
 _MARKERS = "osD^vPX*h"
+_WIDTH = 5.6  # inches
 _DASHES = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2)))
 _R_MEM = r"memorization ratio $\mathcal{R}_\mathrm{mem}$ (%)"
 
@@ -61,7 +62,7 @@ def curve_figure(
     ax.xaxis.set_minor_locator(NullLocator())
     _ratio_axis(ax, "number of training images |D|")
     level = 100 * lines[0].emm.level
-    ax.axhline(level, color=_GREY, linestyle="--", linewidth=1, zorder=1)
+    _level_line(ax, level)
 
     for line, label, style in zip(lines, labels, line_styles([line.value for line in lines])):
         ratio = 100 * np.array([p.ratio for p in line.points])
@@ -113,13 +114,22 @@ def trajectory_figure(
     _ratio_axis(ax, "training epochs")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x)))
     if level is not None:
-        ax.axhline(100 * level, color=_GREY, linestyle="--", linewidth=1, zorder=1)
+        _level_line(ax, 100 * level)
     values = [t.value if len({t.size for t in trajectories}) == 1 else t.size for t in trajectories]
     for t, style in zip(trajectories, line_styles(values)):
         few = len(t.epochs) <= 30  # more markers would hide the line
         style = style if few else dict(style, markevery=len(t.epochs) // 15)
+        if len(t.epochs) == 1:  # one snapshot is a point with its interval, no course over the training
+            error = 100 * np.array([t.ratio - t.low, t.high - t.ratio])
+            style["linestyle"] = "none"
+            ax.errorbar(
+                t.epochs, 100 * t.ratio, yerr=np.maximum(error, 0), capsize=2.5, label=t.name, zorder=3, **style
+            )
+            continue
         ax.plot(t.epochs, 100 * t.ratio, linewidth=1.6, label=t.name, zorder=3, **style)
         ax.fill_between(t.epochs, 100 * t.low, 100 * t.high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+    if all(len(t.epochs) == 1 for t in trajectories):
+        ax.set_xlim(0, 1.1 * max(t.epochs[-1] for t in trajectories))  # not the few epochs by which they differ
     if several:
         _legend(fig, None)
     else:
@@ -145,10 +155,23 @@ def line_styles(values: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _figure(labels: Sequence[str]) -> Figure:
-    """A figure with room for a legend at its right, in inches; a single line needs none."""
-    legend = 0.9 + 0.062 * max(map(len, labels)) if len(labels) > 1 else 0.6
-    height = max(3.6, 0.5 + 0.17 * len(labels))
-    return Figure(figsize=(4.6 + legend, height), dpi=200, layout="constrained")
+    """A figure with room for a legend below it, in inches; a single line needs none."""
+    rows = -(-len(labels) // _columns(labels)) if len(labels) > 1 else 0
+    return Figure(figsize=(_WIDTH, 3.6 + (0.3 + 0.17 * rows if rows else 0)), dpi=200, layout="constrained")
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Columns of a legend that is no wider than the figure."""
+    return max(1, min(4, int(_WIDTH / (0.75 + 0.062 * max(map(len, labels))))))
+
+
+def _level_line(ax: Axes, level: float) -> None:
+    """The level of EMM, in %, with its number."""
+    ax.axhline(level, color=_GREY, linestyle="--", linewidth=1, zorder=1)
+    ax.annotate(
+        f"{level:g} %", (1, level), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+        va="center", ha="left", fontsize=8, color=_GREY,
+    )  # fmt: skip
 
 
 def _ratio_axis(ax: Axes, x: str) -> None:
@@ -169,9 +192,10 @@ def _title(fig: Figure, ax: Axes, title: str | None, beside_legend: bool) -> Non
 
 
 def _legend(fig: Figure, title: str | None) -> None:
+    labels = fig.axes[0].get_legend_handles_labels()[1]
     fig.legend(
-        loc="outside right upper", frameon=False, fontsize=8, title=title, title_fontsize=8, alignment="left",
-        handlelength=3.2,
+        loc="outside lower center", frameon=False, fontsize=8, title=title, title_fontsize=8, alignment="left",
+        handlelength=3.2, ncols=_columns(labels),
     )  # fmt: skip
 
 

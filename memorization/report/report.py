@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -286,7 +287,7 @@ def _runs(study: RunsFolder) -> tuple[list[str], list[list[object]], set[int]]:
     commands = [run.command for run in study.runs.values()]
     factors = {key: values for key, values in differing(commands).items() if key not in NO_FACTOR}
     factors = dict(list(factors.items())[:4])  # the others are in the table of options
-    head = ["run", "|D|", *factors, "seed", "epochs", "R_mem %", "95 % interval", "images", "at epoch", "trained", "on"]
+    head = ["run", "|D|", "R_mem %", "95 % interval", "images", "at epoch", "epochs", "seed", "trained", "on", *factors]
     rows = []
     for i, (name, run) in enumerate(study.runs.items()):
         best = run.nimg / run.size
@@ -297,18 +298,18 @@ def _runs(study: RunsFolder) -> tuple[list[str], list[list[object]], set[int]]:
             [
                 Cell(name, code=True, more=f" ({state})" if state not in (None, "complete") else ""),
                 run.size,
-                *(_show(values[i]) for values in factors.values()),
-                _show(run.options.get("seed")),
-                Cell(f"{run.epochs:,.0f}", run.epochs),
                 Cell(_percent(run.ratio), run.ratio),
                 Cell(_interval(run.interval), run.interval[0]),
                 Cell(f"{run.num_samples:,}" + (" (adaptive)" if run.adaptive else ""), run.num_samples),
                 Cell(f"{best:,.0f}", best),
+                Cell(f"{run.epochs:,.0f}", run.epochs),
+                _show(run.options.get("seed")),
                 Cell(format_time(run.seconds), run.seconds) if run.seconds is not None else Cell("unknown", ""),
                 where,
+                *(_show(values[i]) for values in factors.values()),
             ]
         )
-    return head, rows, {1, *range(len(factors) + 2, len(head) - 1)}
+    return head, rows, set(range(1, 9))
 
 
 # ----------------------------------------------------------------------------
@@ -430,6 +431,8 @@ def _show(value: Any) -> str:
     """An option as text: as JSON, but without quotes around text, and a dash where there is none."""
     if value is None:
         return "–"
+    if isinstance(value, str) and (digest := re.fullmatch(r"(listing:)?([0-9a-f]{8})[0-9a-f]{24,}", value)):
+        return f"{digest[1] or ''}{digest[2]}…"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -7,8 +7,9 @@ import click
 from dnnlib.cli import report_errors
 from dnnlib.images import left_out_sentence
 from torch_utils import distributed as dist
-from training.generation import generate_to_folder
+from training.generation import draw_all_classes, generate_to_folder
 from training.options import (
+    all_classes_option,
     batch_option,
     class_option,
     device_option,
@@ -27,6 +28,7 @@ from training.snapshots.snapshot import load_network
 @seeds_option("0-63")
 @subdirs_option
 @class_option
+@all_classes_option
 @batch_option
 @sampler_options
 @precision_options
@@ -38,6 +40,7 @@ def main(
     seeds: list[int],
     subdirs: bool,
     class_idx: int | None,
+    all_classes: bool,
     batch: int,
     precision: str | None,
     compile: bool,
@@ -60,9 +63,13 @@ def main(
     target = dist.init(device)
     try:
         check_precision(precision, target, compile)
-        net = prepare_denoiser(load_network(network, target)[0], precision, compile, target)
+        net = load_network(network, target)[0]
+        if all_classes:
+            draw_all_classes(net)
+        empty = len(net.empty_classes) if class_idx is None else 0
+        net = prepare_denoiser(net, precision, compile, target)
         generate_to_folder(net, seeds, outdir, subdirs, batch=batch, class_idx=class_idx, sampler_kwargs=sampler_kwargs)
-        dist.print0(left_out_sentence({}))  # an image for each seed
+        dist.print0(left_out_sentence({"classes of which training saw no image": empty}))
     finally:
         dist.shutdown()
 

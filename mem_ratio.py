@@ -39,6 +39,7 @@ from torch_utils import distributed as dist
 from training.dataset import files_left_out
 from training.fingerprint import array_sha256
 from training.options import (
+    all_classes_option,
     batch_option,
     class_option,
     device_option,
@@ -114,6 +115,7 @@ def several(convert: Callable[[str], Any]) -> Callable:
 @click.option("--holdout", help="Measure the gap on these images, too", metavar="ZIP|DIR|NPZ")
 @seeds_option("0-63")
 @class_option
+@all_classes_option
 @batch_option
 @click.option("--save-images", help="Keep the images, as DIR/network-snapshot-KIMG/SEED.png", metavar="DIR")
 @subdirs_option
@@ -174,6 +176,7 @@ def main(
     seeds: list[int],
     other_reference: bool,
     class_idx: int | None,
+    all_classes: bool,
     batch: int,
     save_images: str | None,
     subdirs: bool,
@@ -306,6 +309,7 @@ def main(
                 criteria=[CRITERIA[name] for name in names],
                 feature_criteria=[CRITERIA[name] for name in criteria or ["ratio"]] if features is not None else [],
                 bar=bar, confidence=confidence, precision=precision, compile=compile, labels=notes,
+                all_classes=all_classes,
             )  # fmt: skip
             evaluator = Evaluator(
                 log_path, reference, task, lambda record, note, task=task: describe(record, task, note),

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from dnnlib import EasyDict
 from dnnlib.cli import Float, IntList, report_errors
+from dnnlib.images import left_out_sentence
 from dnnlib.repeats import Repeats
 from dnnlib.util import Logger
 from dnnlib.versions import versions
@@ -36,6 +37,7 @@ from training.run.state import write_run_state
 from training.snapshots.snapshot import check_tensors, load_network
 from training.training_loop import OPTIMIZERS, EndOfRun, check_state, make_network, split_batch, training_loop
 
+NO_IMAGE = "classes without an image"
 LATEST = "latest"  # --resume: the newest whole training state
 EXIT_STOPPED = 75  # a signal ended the run early and its state is saved (EX_TEMPFAIL: try again)
 
@@ -173,6 +175,7 @@ class Start:
     state: State | None  # from which it goes on
     weights: dict[str, torch.Tensor] | None  # with which it begins, of --transfer
     threads: int  # of the CPU
+    images: dict[str, Any]  # how many of the training images are the same, and which files and classes are left out
 
 
 def run(opts: EasyDict, device: torch.device) -> bool:
@@ -203,6 +206,7 @@ def run(opts: EasyDict, device: torch.device) -> bool:
                 run_dir=run_dir, device=device, dataset=start.dataset, state=start.state, weights=start.weights,
                 observer=observer, **start.loop,
             )  # fmt: skip
+            dist.print0(left_out_sentence(start.images["left_out"]))
             if not complete:
                 dist.print0(f"This goes on with it:\n{continuing_command(opts, start, run_dir)}")
             return complete
@@ -246,6 +250,13 @@ def prepare(opts: EasyDict, device: torch.device) -> Start:
         path=opts.data, resolution=dataset.resolution, max_size=size, use_labels=opts.cond, xflip=opts.xflip,
         cache=opts.cache,
     )  # fmt: skip
+    if empty := dataset.empty_classes():
+        c.dataset_kwargs.update(empty_classes=empty)
+        named = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        dist.print0(
+            f"Note: {len(empty)} of {dataset.label_dim} classes have no image ({named}). They are not trained, and "
+            "generate.py and mem_ratio.py leave them out unless --all-classes is given."
+        )
     c.network_kwargs = dict(network_arguments(opts), use_fp16=precision == "fp16")
     c.loss = opts.precond
     c.optimizer_kwargs = dict(class_name=opts.optimizer, lr=opts.lr, weight_decay=opts.weight_decay)
@@ -290,7 +301,11 @@ def prepare(opts: EasyDict, device: torch.device) -> Start:
             raise EndOfRun(state.path, shared["nimg"] / 1000, what)
         if opts.seed is None:
             c.seed = shared.get("seed", c.seed)
-    return Start(c, dataset, state, weights, threads)
+    left_out = dict(dataset.files.left_out)
+    if empty:
+        left_out[NO_IMAGE] = len(empty)
+    images = dict(repeats.counts() if dist.get_rank() == 0 else {}, left_out=left_out)
+    return Start(c, dataset, state, weights, threads, dist.broadcast(images))
 
 
 def find_latest(opts: EasyDict) -> State | None:
@@ -432,7 +447,7 @@ def recorded_options(opts: EasyDict, start: Start) -> dict:
     used["deterministic"] = opts.deterministic
     used |= dict(total_kimg=c.total_nimg / 1000, num_processes=dist.get_world_size(), versions=versions())
     used |= dict(transfer=opts.transfer, resume=opts.resume if opts.resume != LATEST else None, threads=start.threads)
-    return dict(used, **c)
+    return dict(used, training_images=start.images, **c)
 
 
 def print_options(opts: EasyDict, start: Start, run_dir: Path, device: torch.device) -> None:

@@ -27,7 +27,8 @@ def main(
 ) -> None:
     """Take the subset that dataset_size.py takes, and give each image one of C classes at random.
 
-    --source is what dataset_tool.py reads; without labels its first images are taken. The labels are those of
+    --source is what dataset_tool.py reads; without labels its first images are taken, and without --max-images all
+    images, as they are. The labels are those of
     the published script: Python's random.seed(1024), then randint(0, C-1) for one image after the other.
 
     \b
@@ -37,7 +38,7 @@ def main(
     """
     transform_image = make_transform(transform, resolution)
     with open_source(source) as images:
-        chosen = subsets.subset(images, max_images, uneven)
+        chosen = images if max_images is None else subsets.subset(images, max_images, uneven)
         labels = subsets.random_labels(len(chosen), num_classes, seed)
         labelled = chosen.select(range(len(chosen)), labels)
         cli.write_and_report(labelled, dest, transform=transform_image, workers=workers)

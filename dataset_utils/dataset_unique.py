@@ -23,7 +23,8 @@ def main(
 ) -> None:
     """Take the subset that dataset_size.py takes, and label each image with its index.
 
-    --source is what dataset_tool.py reads; without labels its first images are taken.
+    --source is what dataset_tool.py reads; without labels its first images are taken, and without --max-images all
+    images, as they are.
 
     \b
     Example:
@@ -32,7 +33,7 @@ def main(
     """
     transform_image = make_transform(transform, resolution)
     with open_source(source) as images:
-        chosen = subsets.subset(images, max_images, uneven)
+        chosen = images if max_images is None else subsets.subset(images, max_images, uneven)
         labelled = chosen.select(range(len(chosen)), range(len(chosen)))
         cli.write_and_report(labelled, dest, transform=transform_image, workers=workers)
 

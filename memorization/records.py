@@ -24,11 +24,11 @@ from memorization.stats.intervals import wilson_interval
 # A record is one measurement of one snapshot. Two with equal settings are the same measurement done
 # twice; an earlier one still holds while the contents of snapshot and reference are the same too.
 SETTINGS = ("snapshot", "optimum", "source", "seeds", "class", "sampler", "reference", "reference_size", "adaptive",
-            "precision", "compile", "labels")  # fmt: skip
+            "precision", "compile", "labels", "all_classes")  # fmt: skip
 CONTENTS = ("snapshot_sha256", "reference_sha256")
 
 # What decides the row of a seed, its distances to the nearest images: such rows can be used again.
-_ROWS = ("optimum", "source", "class", "sampler", *CONTENTS)
+_ROWS = ("optimum", "source", "class", "all_classes", "sampler", *CONTENTS)
 
 # What holds for records that were written before these settings were.
 _DEFAULTS = {"precision": "fp32", "compile": False}
@@ -52,6 +52,7 @@ def make_settings(
     compile: bool = False,  # it was compiled, and rounded differently
     source: dict[str, Any] | None = None,  # of images or a model of another program; None: a snapshot or an optimum
     labels: dict[str, Any] | None = None,  # what the user says of it, for curves
+    all_classes: bool = False,  # classes that training never saw were drawn, too
 ) -> dict[str, Any]:
     """The part of a record that is known before the measurement: `SETTINGS` and `CONTENTS`.
 
@@ -75,7 +76,7 @@ def make_settings(
         "precision": precision,
         "compile": compile,
     }
-    more = {"adaptive": adaptive, "source": source, "labels": labels or None}
+    more = {"adaptive": adaptive, "source": source, "labels": labels or None, "all_classes": all_classes or None}
     return settings | {key: value for key, value in more.items() if value is not None}
 
 

@@ -30,7 +30,8 @@ _WHICH = {"data", "seed", "outdir", "desc", "nosubdir", "overwrite", "resume", "
 HOW_RUN = {"batch_gpu", "fp16", "compile", "ls", "bench", "deterministic", "cache", "workers", "device", "mem_eval",
            "stop_patience", "tensorboard", "tick", "snap", "dump", "keep_states", "max_nan_ticks"}  # fmt: skip
 # Consequences of the options and of the images, which older run folders name beside them.
-_CONSEQUENCES = {"dataset_kwargs.max_size", "dataset_kwargs.resolution", "dataset_kwargs.use_labels", "total_nimg",
+_CONSEQUENCES = {"dataset_kwargs.max_size", "dataset_kwargs.empty_classes", "training_images",
+                 "dataset_kwargs.resolution", "dataset_kwargs.use_labels", "total_nimg",
                  "total_kimg", "ema_halflife_nimg", "lr_rampup_nimg", "ema_rampup_ratio", "loss", "dataset_sha256",
                  "labels_sha256", "num_processes"}  # fmt: skip
 NO_FACTOR = _WHICH | _CONSEQUENCES

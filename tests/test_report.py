@@ -147,7 +147,7 @@ def test_train_commands_repeat_the_options(digits_16, digits_zip, trained, tmp_p
 
     # An option that train.py learns later must find its way into the commands.
     flags = {p.opts[-1] for p in train.main.params}
-    assert flags - seen == {"--desc", "--dry-run"}
+    assert flags - seen == {"--desc", "--dry-run", "--overwrite"}
     assert flags == {f"--{p.name.replace('_', '-')}" for p in train.main.params}  # what a loop over the names needs
 
 

@@ -181,6 +181,13 @@ class ImageFolderDataset(torch.utils.data.Dataset):
         """Return all labels, int64 [N] or float32 [N, label_dim]; None if labels are not used."""
         return self.file_labels() if self.use_labels else None
 
+    def empty_classes(self) -> list[int]:
+        """Classes below the largest label that no image has; [] without labels, or where they are vectors."""
+        labels = self.labels()
+        if labels is None or labels.ndim != 1:
+            return []
+        return np.setdiff1d(np.arange(self.label_dim), labels).tolist()
+
     def file_labels(self) -> np.ndarray | None:
         """Return the labels of all images whether they are used or not; None if the file has none.
 

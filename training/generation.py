@@ -29,16 +29,27 @@ def split_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def check_class(net: torch.nn.Module, class_idx: int | None) -> None:
-    """Raise ValueError if `class_idx` is a class that the network lacks, or None and some classes have no images."""
-    empty = getattr(net, "empty_classes", [])  # of a closed-form optimum
+    """Raise ValueError if `class_idx` is a class that the network lacks, or of which an optimum has no image."""
     if class_idx is None:
-        if empty:
-            raise ValueError(f"The training set has no image of class {empty[0]}; choose one that it has by --class.")
         return
     if not net.label_dim:
         raise ValueError("--class asks for a class, but the network is unconditional; leave it out.")
     if not 0 <= class_idx < net.label_dim:
         raise ValueError(f"--class={class_idx} is not one of the network's classes 0-{net.label_dim - 1}.")
+    if hasattr(net, "bounds") and class_idx in net.empty_classes:
+        raise ValueError(f"The training set has no image of class {class_idx}; choose one that it has by --class.")
+
+
+def drawn_classes(net: torch.nn.Module) -> list[int]:
+    """The classes that images are drawn of: those that training saw (`net.empty_classes` are the others)."""
+    empty = set(getattr(net, "empty_classes", []))
+    return [c for c in range(net.label_dim) if c not in empty]
+
+
+def draw_all_classes(net: torch.nn.Module) -> None:
+    """Draw also classes that training never saw, as published; an optimum has none of them."""
+    if not hasattr(net, "bounds"):
+        net.empty_classes = []
 
 
 @torch.no_grad()
@@ -64,7 +75,7 @@ def generate_images(
     seeds : this process's share; see `split_seeds`
     batch : images at a time
     ends : positions in `seeds` where a batch ends anyway
-    class_idx : class of all images; None draws one per seed, if the network is conditional
+    class_idx : class of all images; None draws one per seed, if the network is conditional, of `drawn_classes`
     sampler_kwargs : arguments of `edm_sampler`; with any of solver, discretization, schedule, scaling those
         of `ablation_sampler`. Entries that are None are left at the sampler's defaults.
     device : where `net` lies; None = the device of its first parameter or buffer
@@ -83,6 +94,7 @@ def generate_images(
 
     device = torch.device(device)
     batches = split_batches(seeds, batch, ends)
+    classes = drawn_classes(net) if net.label_dim else []
 
     def draw(batch_seeds: list[int]) -> tuple[StackedRandomGenerator, Tensor, Tensor | None]:
         rows = len(batch_seeds)
@@ -92,7 +104,10 @@ def generate_images(
             rows = -(-rows // _ROWS) * _ROWS
         rnd = StackedRandomGenerator(device, batch_seeds + batch_seeds[-1:] * (rows - len(batch_seeds)))
         latents = rnd.randn([rows, *shape])
-        return rnd, latents, rnd.randint(net.label_dim, size=[rows]) if net.label_dim else None
+        if not net.label_dim:
+            return rnd, latents, None
+        labels = rnd.randint(len(classes), size=[rows])
+        return rnd, latents, labels if len(classes) == net.label_dim else torch.tensor(classes, device=device)[labels]
 
     # A GPU gets its next batch before anyone looks at the last one, with numbers that a thread has drawn meanwhile.
     pool = ThreadPoolExecutor(1) if device.type == "cuda" else None

@@ -49,6 +49,9 @@ class_option = click.option(
     metavar="INT",
     type=click.IntRange(min=0),
 )
+all_classes_option = click.option(
+    "--all-classes", help="Draw also classes of which training saw no image, as published", is_flag=True
+)
 batch_option = click.option(
     "--batch",
     help="Images at a time per process",

@@ -135,6 +135,7 @@ def training_loop(
             net, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
         )
         warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 filters, where they do not matter
+    net.empty_classes = dataset_kwargs.get("empty_classes", [])  # they are not drawn where images are generated
     ema = copy.deepcopy(net).eval().requires_grad_(False)
     params, ema_params = list(net.parameters()), list(ema.parameters())
     set_precision(net, precision)

@@ -60,6 +60,7 @@ class Ledger:
             precision=precision,
             compile=self.task.compile,
             source=subject.source,
+            all_classes=self.task.all_classes,
             labels=dict(self.task.labels),
         )
 

@@ -15,7 +15,7 @@ from memorization.measure.results import Reference, Task
 from memorization.measure.subjects import Subject, load_together
 from memorization.stats.sequential import SequentialTest, rounds
 from torch_utils import distributed as dist
-from training.generation import PngWriter
+from training.generation import PngWriter, draw_all_classes
 from training.precision import Denoiser, own_precision, prepare_denoiser
 
 
@@ -53,6 +53,7 @@ class SnapshotMeter:
         self.reference, self.task, self.progress = reference, task, progress
         self._open_gap, self._gap = open_gap, None
         self._compiled: Denoiser | None = None
+        self._noted = False
         self._loaded: tuple[Subject, torch.nn.Module, dict[str, Any]] | None = None
 
     def load(self, subject: Subject) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -67,11 +68,25 @@ class SnapshotMeter:
             self._loaded = None  # free the memory first
             try:
                 net, header = load_together(subject)
+                self._note_classes(net)
                 check_network(net, self.reference.images.shape[1:], self.task.class_idx)
             except ValueError as err:
                 raise Unreadable(str(err)) from err
             self._loaded = (subject, self._prepare(net), header)
         return self._loaded[1:]
+
+    def _note_classes(self, net: torch.nn.Module) -> None:
+        """Say, once, that the network has classes of which training saw no image, and what becomes of them."""
+        empty = getattr(net, "empty_classes", [])
+        if not empty or self.task.class_idx is not None:
+            return
+        if self.task.all_classes:
+            draw_all_classes(net)
+        what = f"{len(empty)} of the network's {net.label_dim} classes have no training image"
+        how = "are drawn all the same" if not getattr(net, "empty_classes", []) else "are left out (see --all-classes)"
+        if not self._noted:
+            self.progress.write(f"Note: {what}; they {how}.")
+        self._noted = True
 
     def _prepare(self, net: torch.nn.Module) -> torch.nn.Module:
         """The network as it is to compute. It is compiled once: the next snapshot hands over its weights."""

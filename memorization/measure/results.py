@@ -38,6 +38,7 @@ class Task:
     confidence: float = 0.95  # of that decision
     precision: str | None = None  # in which the network computes, see training.precision; None: its own
     compile: bool = False
+    all_classes: bool = False  # draw also classes that training never saw
     labels: Sequence[tuple[str, Any]] = ()  # key and value, for the record
 
     def adaptive(self, share: float | None = None) -> dict[str, float] | None:

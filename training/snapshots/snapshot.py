@@ -78,7 +78,16 @@ def load_network(
     check_regular(path)
     header, tensors = _read_pickle(path, source) if _is_pickle(path) else _read_safetensors(path, source)
     net = _build(header["network"], tensors, source)
+    net.empty_classes = _empty_classes(header["dataset"], net.label_dim)
     return net.eval().requires_grad_(False).to(device), header
+
+
+def _empty_classes(dataset: dict[str, Any], label_dim: int) -> list[int]:
+    """Classes that training never saw, by the header; none where it does not say, or says nonsense."""
+    empty = dataset.get("empty_classes")
+    if not isinstance(empty, list) or not all(type(c) is int and 0 <= c < label_dim for c in empty):
+        return []
+    return sorted(set(empty)) if len(set(empty)) < label_dim else []
 
 
 def _is_pickle(path: Path) -> bool:

@@ -37,6 +37,7 @@ from training.run.state import write_run_state
 from training.snapshots.snapshot import check_tensors, load_network
 from training.training_loop import OPTIMIZERS, EndOfRun, check_state, make_network, split_batch, training_loop
 
+ONLY_SAID = ("desc", "overwrite", "dry_run", "show_options", "seed")  # options that a continuing command has no use for
 NO_IMAGE = "classes without an image"
 LATEST = "latest"  # --resume: the newest whole training state
 EXIT_STOPPED = 75  # a signal ended the run early and its state is saved (EX_TEMPFAIL: try again)
@@ -123,7 +124,8 @@ def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = 
 @option("--transfer", str, None, "Start from the weights of a network snapshot", "SNAPSHOT|URL")
 @option("--resume", str, None, "Continue from a state; latest: from the newest in the run folder, if any (--nosubdir)",
         "PT|latest")
-@click.option("-n", "--dry-run", help="Check and show the options only", is_flag=True)
+@click.option("--show-options", help="Print all options as JSON, too", is_flag=True)
+@click.option("-n", "--dry-run", help="Check the options and say what would be trained, only", is_flag=True)
 @report_errors
 # fmt: on
 def main(**kwargs: Any) -> None:
@@ -344,7 +346,7 @@ def pick_run_dir(opts: EasyDict, start: Start) -> Path:
 def continuing_command(opts: EasyDict, start: Start, run_dir: Path) -> str:
     """The command that goes on with a stopped run, as it is typed: the options that were given, and the folder."""
     context = click.get_current_context()
-    parameters = [p.name for p in context.command.params if p.name not in ("desc", "overwrite", "dry_run", "seed")]
+    parameters = [p.name for p in context.command.params if p.name not in ONLY_SAID]
     given = [name for name in parameters if context.get_parameter_source(name) != ParameterSource.DEFAULT]
     values = {name: opts[name] for name in given} | {"outdir": str(run_dir), "nosubdir": True, "resume": LATEST}
     if Path(sys.argv[0]).name == "diffmem" and dist.get_world_size() == 1:
@@ -470,9 +472,10 @@ def print_options(opts: EasyDict, start: Start, run_dir: Path, device: torch.dev
     if opts.stop_at_mem is not None:
         times = f"{opts.stop_patience} snapshot" + ("s in a row" if opts.stop_patience > 1 else "")
         facts["Ends early"] = f"at a memorization ratio of {opts.stop_at_mem:g} or more at {times}"
-    dist.print0(json.dumps(recorded_options(opts, start), indent=2))
     for name, fact in facts.items():
         dist.print0(f"{name + ':':<17}{fact}")
+    if opts.show_options:
+        dist.print0(json.dumps(recorded_options(opts, start), indent=2))
     if opts.stop_at_mem is not None and interval * opts.stop_patience * 1000 >= c.total_nimg:
         dist.print0("Note: there are too few snapshots to end early; lower --tick or --snap.")
 

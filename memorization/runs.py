@@ -26,7 +26,7 @@ OTHER_MEASUREMENTS = "measurements of snapshots that were measured more than onc
 
 # Options of train.py that say which run it is, and how it is run, written and looked at; the others are what a curve
 # holds fixed.
-_WHICH = {"data", "seed", "outdir", "desc", "nosubdir", "overwrite", "resume", "dry_run"}
+_WHICH = {"data", "seed", "outdir", "desc", "nosubdir", "overwrite", "resume", "dry_run", "show_options"}
 HOW_RUN = {"batch_gpu", "fp16", "compile", "ls", "bench", "deterministic", "cache", "workers", "device", "mem_eval",
            "stop_patience", "tensorboard", "tick", "snap", "dump", "keep_states", "max_nan_ticks"}  # fmt: skip
 # Consequences of the options and of the images, which older run folders name beside them.

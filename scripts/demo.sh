@@ -9,32 +9,37 @@ export PYTHON=${PYTHON:-python}
 export OUT=${OUT:-demo-out}                    # results lie here
 export SIZES=${SIZES:-"8 16 32 64 128"}        # |D|
 export DURATION=${DURATION:-60}                # epochs / 20
-export SEEDS=${SEEDS:-0-999}                   # images per measurement
+export SAMPLES=${SAMPLES:-1000}                # images per measurement
+export SEEDS=${SEEDS:-1}                       # training seeds, for example "1 2"; each takes the time of the first
 export JOBS=${JOBS:-2}                         # sizes at a time, one core each
 export OMP_NUM_THREADS=1
 
 study() {
     set -euo pipefail
-    local name=digits-$1 run=$OUT/runs/digits-$1 data=$OUT/data/digits-$1.zip
+    local size=$1 seed=$2 name run data
+    name=digits-$size-seed$seed run=$OUT/runs/digits-$size-seed$seed data=$OUT/data/digits-$size.zip
     if [ ! -f "$run/trained-$DURATION" ]; then
         echo "$name: training (log: $run.log)"
         rm -rf "$run" && mkdir -p "$OUT/runs"
-        "$PYTHON" dataset_tool.py --source=digits --dest="$data" --max-images="$1" > "$run.log"
-        "$PYTHON" train.py --outdir="$run" --nosubdir --data="$data" --seed=1 --duration="$DURATION" \
+        "$PYTHON" dataset_tool.py --source=digits --dest="$data" --max-images="$size" --reuse > "$run.log"
+        "$PYTHON" train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" --duration="$DURATION" \
             --num-channels=16 --cres=1,2 --num-blocks=1 --attn-resolutions=4 --dropout=0 --augment=0 --batch=16 \
             --lr=1e-2 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=cpu >> "$run.log"
         touch "$run/trained-$DURATION"
     fi
-    "$PYTHON" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="$SEEDS" --batch=250 --device=cpu \
-        --grid="$OUT/grid-$1.png" > "$run/ratio.log"
+    "$PYTHON" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" --batch=250 --device=cpu \
+        --grid="$OUT/grid-$size-seed$seed.png" > "$run/ratio.log"
     echo "$name: $(sed -n 's/^Highest: *//p' "$run/ratio.log")"
 }
 export -f study
 
 # The largest first, so that the processes finish together.
-printf '%s\n' $SIZES | sort -rn | xargs -P "$JOBS" -I{} bash -c 'study {}'
+for size in $(printf '%s\n' $SIZES | sort -rn); do
+    for seed in $SEEDS; do echo "$size $seed"; done
+done | xargs -P "$JOBS" -L 1 bash -c 'study "$0" "$1"'
 
 echo
 "$PYTHON" emm.py curve "$OUT/runs" --out="$OUT/curve.png" --title="Digits, 8x8"
 middle=$(printf '%s\n' $SIZES | sort -n | awk '{ size[NR] = $1 } END { print size[int(NR / 2) + (NR > 1)] }')
-echo "Grid:   $OUT/grid-$middle.png (and one for each other size)"
+echo "Grid:   $OUT/grid-$middle-seed${SEEDS%% *}.png (and one for each other run)"
+echo "To go on by hand: source .venv/bin/activate"

@@ -315,7 +315,17 @@ def test_failed_run_says_so(base, tmp_path, run_cli, monkeypatch):
 def test_options_are_recorded(run_dir, small_zip, tmp_path, run_cli):
     options = json.loads((run_dir / "training_options.json").read_text())
     assert (options["mem_eval"], options["tensorboard"], options["stop_at_mem"]) == (N, True, None)
-    args = ["--outdir", tmp_path, "--data", small_zip, "--dry-run", *TINY, "--mem-eval=9", "--stop-at-mem=0.5"]
+    args = [
+        "--outdir",
+        tmp_path,
+        "--data",
+        small_zip,
+        "--dry-run",
+        "--show-options",
+        *TINY,
+        "--mem-eval=9",
+        "--stop-at-mem=0.5",
+    ]
     out = run_cli(train.main, args).output
     options = json.loads(out[out.index("{") : out.rindex("}") + 1])
     assert (options["mem_eval"], options["stop_at_mem"], options["stop_patience"]) == (9, 0.5, 2)

@@ -103,7 +103,7 @@ def make_page(root, out, **how):
 
 def recorded(args):
     """The options that train.py would record; and those of its command that make a run what it is, with the rest."""
-    result = CliRunner().invoke(train.main, [*args, "--dry-run"])
+    result = CliRunner().invoke(train.main, [*args, "--dry-run", "--show-options"])
     assert result.exit_code == 0, result.output
     text = result.output
     options = json.loads(text[text.index("{") : text.rindex("\n}") + 2])
@@ -147,7 +147,7 @@ def test_train_commands_repeat_the_options(digits_16, digits_zip, trained, tmp_p
 
     # An option that train.py learns later must find its way into the commands.
     flags = {p.opts[-1] for p in train.main.params}
-    assert flags - seen == {"--desc", "--dry-run", "--overwrite"}
+    assert flags - seen == {"--desc", "--dry-run", "--overwrite", "--show-options"}
     assert flags == {f"--{p.name.replace('_', '-')}" for p in train.main.params}  # what a loop over the names needs
 
 

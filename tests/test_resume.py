@@ -218,7 +218,7 @@ def test_latest_needs_the_run_folder(data, tmp_path, run_cli):
 def test_seed_of_a_resumed_run_is_the_one_it_began_with(whole, data, tmp_path, run_cli):
     copy(whole, tmp_path, "training-state-000001.pt")
     tiny = [arg for arg in BASE if not arg.startswith("--seed")]
-    args = [f"--outdir={tmp_path}", f"--data={data}", *tiny, "--resume=latest", "--dry-run"]
+    args = [f"--outdir={tmp_path}", f"--data={data}", *tiny, "--resume=latest", "--dry-run", "--show-options"]
     out = run_cli(train.main, args).output
     options = json.loads(out[out.index("{") : out.rindex("}") + 1])
     assert options["seed"] == 7 and options["resume"] is None

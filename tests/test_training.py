@@ -78,20 +78,25 @@ def test_ema_is_limited_by_the_images_seen():
 
 def test_durations_count_images(small_zip, tmp_path, run_cli):
     """The formulas of the study at |D| = 50, where rounding to whole kimg would turn the average off."""
-    out = run_cli(train.main, ["--outdir", tmp_path, "--data", small_zip, "--duration=30", "--dry-run", *TINY]).output
+    out = run_cli(
+        train.main, ["--outdir", tmp_path, "--data", small_zip, "--duration=30", "--dry-run", "--show-options", *TINY]
+    ).output
     options = json.loads(out[out.index("{") : out.rindex("}") + 1])
     assert options["total_nimg"] == 30 * 20 * 50 and options["total_kimg"] == 30
     assert options["ema_halflife_nimg"] == 0.5 * 20 * 50
     assert options["lr_rampup_nimg"] == 200 * 50
     assert "600 epochs" in out and not list(tmp_path.iterdir())
-    out = run_cli(train.main, ["--outdir", tmp_path, "--data", small_zip, "--duration=0.1", "--dry-run", *TINY]).output
+    out = run_cli(
+        train.main, ["--outdir", tmp_path, "--data", small_zip, "--duration=0.1", "--dry-run", "--show-options", *TINY]
+    ).output
     assert '"total_nimg": 1000' in out
 
 
 def test_published_networks_are_the_defaults(digits_zip, tmp_path, run_cli):
     def network(*args):
         out = run_cli(
-            train.main, ["--outdir", tmp_path, "--data", digits_zip, "--dry-run", "--device=cpu", *args]
+            train.main,
+            ["--outdir", tmp_path, "--data", digits_zip, "--dry-run", "--show-options", "--device=cpu", *args],
         ).output
         return json.loads(out[out.index("{") : out.rindex("}") + 1])["network_kwargs"]
 

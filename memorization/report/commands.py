@@ -8,7 +8,7 @@ from typing import Any
 
 # Options of train.py that take no value, where others say 0 or 1.
 _NO_VALUE = {"nosubdir", "compile", "deterministic", "tensorboard"}
-_ONCE = dict.fromkeys(("desc", "dry_run", "overwrite"))  # they do not make the run what it is
+_ONCE = dict.fromkeys(("desc", "dry_run", "overwrite", "show_options"))  # they do not make the run what it is
 FEATURES = "features:"  # begins the names of criteria in features; the file that computes them is not recorded
 _SAMPLER = {"num_steps": "steps", "discretization": "disc"}  # options of mem_ratio.py under other names
 

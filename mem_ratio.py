@@ -151,6 +151,10 @@ def several(convert: Callable[[str], Any]) -> Callable:
 @click.option(
     "--unique", help="Compare with the different ones among the training images, not with repeats", is_flag=True
 )
+@click.option(
+    "--near-repeats", help="Also count training images that have another one within this distance (RMS, 0 to 255)",
+    metavar="FLOAT", type=POSITIVE,
+)  # fmt: skip
 @click.option("--remeasure", help="Measure again what the log already holds", is_flag=True)
 @click.option("--quiet", help="No progress bar, not even on a terminal", is_flag=True)
 @sampler_options
@@ -191,6 +195,7 @@ def main(
     watch: bool,
     poll: float,
     unique: bool,
+    near_repeats: float | None,
     remeasure: bool,
     quiet: bool,
     precision: str | None,
@@ -332,6 +337,8 @@ def main(
         dist.print0(f"Highest:     {describe(record, task)}")
         if "repeats" in record:
             dist.print0(describe_repeats(record))
+        if near_repeats is not None:
+            record = evaluator.records[best.name] = note_near_repeats(evaluator, best, near_repeats)
         for table in ("classes", "groups"):
             if table in record:
                 dist.print0(describe_table(table, record[table]))
@@ -556,6 +563,20 @@ def read_reference(path: str, features: str | None, device: torch.device, unique
         dataset_sha256=digest, dataset_size=size,
         left_out=left_out,
     )  # fmt: skip
+
+
+def note_near_repeats(evaluator: Evaluator, subject: Subject, bound: float) -> dict[str, Any]:
+    """Count training images with another one within `bound`, and images nearest to such; print it, write it down."""
+    reference = evaluator.reference
+    near = reference.pixels.self_query(1)[0][:, 0] <= bound
+    nearest = int(near[evaluator.rows(subject).knn_index[:, 0]].sum())
+    n = evaluator.records[subject.name]["num_samples"]
+    found = {"distance": bound, "images": int(near.sum()), "num_nearest": nearest, "share_nearest": nearest / n}
+    dist.print0(
+        f"Near:        {found['images']} of {len(near)} training images have another one within {bound:g}; such "
+        f"a one is the nearest of {nearest} of {n} images ({100 * nearest / n:.1f} %): d1/d2 hardly sees copies."
+    )
+    return evaluator.ledger.update(evaluator.records[subject.name], near_repeats=found)
 
 
 def gap_meter(

@@ -53,6 +53,19 @@ def test_images_of_any_model(training, tmp_path, run_cli):
     assert len(diffmem.records(run)) == 2
 
 
+def test_near_repeats_are_counted(tmp_path, run_cli):
+    """Five of 20 training images have a twin that differs by one level in one pixel."""
+    twins = TRAIN[:5].copy()
+    twins[:, 0, 3, 3] ^= 1
+    np.save(tmp_path / "train.npy", np.concatenate([TRAIN[:15], twins]))
+    np.save(tmp_path / "x.npy", TRAIN[[0, 1, 7, 8]])
+    args = [f"--images={tmp_path / 'x.npy'}", f"--knn-ref={tmp_path / 'train.npy'}", "--device=cpu"]
+    out = run_cli(mem_ratio.main, [*args, f"--log={tmp_path / 'o' / 'm.log'}", "--near-repeats=0.5"]).stdout
+    assert "10 of 20 training images have another one within 0.5" in out and "2 of 4 images (50.0 %)" in out
+    found = record(tmp_path / "o" / "m.log")
+    assert found["near_repeats"] == {"distance": 0.5, "images": 10, "num_nearest": 2, "share_nearest": 0.5}
+
+
 def test_images_with_a_sequential_test(training, tmp_path, run_cli):
     np.save(tmp_path / "x.npy", np.concatenate([TRAIN] * 10))
     args = [f"--images={tmp_path / 'x.npy'}", f"--knn-ref={training}", f"--log={tmp_path / 'o' / 'm.log'}"]

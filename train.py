@@ -59,11 +59,10 @@ def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = 
         return click.option(name, *other_names, help=help, is_flag=True)
     if isinstance(kind, list):
         kind, metavar = click.Choice(kind), "|".join(kind)
-    required = default is ...
-    return click.option(
-        name, *other_names, help=help, type=kind, default=None if required else default, required=required,
-        metavar=metavar, show_default=default not in (None, ...),
-    )  # fmt: skip
+    what = dict(help=help, type=kind, metavar=metavar)
+    if default is ...:
+        return click.option(name, *other_names, required=True, **what)
+    return click.option(name, *other_names, default=default, show_default=default is not None, **what)
 
 
 # fmt: off

@@ -193,7 +193,8 @@ def test_terminated_run_saves_its_state_and_continues(cache, run_dir, small_zip,
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == train.EXIT_STOPPED, rest
     (state,) = tmp_path.glob("training-state-*.pt")
-    assert f"--resume={state}" in rest
+    assert "--resume=latest" in rest and "--nosubdir" in rest  # the whole command that continues
+    assert state.is_file()
     subprocess.run([*command, f"--resume={state}"], check=True, capture_output=True, cwd=ROOT, timeout=120)
     a, b = weights(last_snapshot(run_dir)), weights(last_snapshot(tmp_path))
     assert all(torch.equal(a[k], b[k]) for k in a)

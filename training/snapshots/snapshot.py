@@ -105,6 +105,7 @@ def _read_pickle(path: Path, source: str) -> tuple[dict[str, Any], dict[str, tor
     header = dict(
         format=FORMAT_VERSION, network=found.network, dataset=found.dataset, kimg=int(named[1]) if named else None,
         loss=found.loss, augment=found.augment,
+        nimg=1000 * int(named[1]) if named else None,
     )  # fmt: skip
     return header, found.tensors
 

@@ -82,9 +82,11 @@ class Line:
             how = "a falling curve fitted to all sizes" if self.interpolation == "logit" else "the last of them"
             found.append(f"the ratios pass {level} {self.crossings} times from size to size; EMM is read off {how}")
         if self.images_only:
+            several = any(point.runs > 1 for point in self.points)
+            why = "from these runs" if several else "with one run of each size"
             found.append(
-                "with one run of each size nothing is known of the spread between seeds, and the interval is that of "
-                "the images only: another seed may move EMM out of it; train several, or say --seed-sd"
+                f"{why} nothing is known of the spread between seeds, and the interval is that of the images only: "
+                "another seed may move EMM out of it; train several, or say --seed-sd"
             )
         elif self.seeds_from == OTHER_LINES:
             found.append(f"the spread between seeds (sd {self.seed_sd:.2g} of logit R_mem) is that of the other lines")

@@ -38,7 +38,7 @@ watch_runs() {
     while sleep 2; do
         local line="" log
         for log in "$OUT"/runs/*.log; do
-            [ -f "${log%.log}/trained-$DURATION" ] || line+=" $(basename "$log" .log) $(grep -o 'kimg [0-9.]*' "$log" | tail -n 1);"
+            [ -f "${log%.log}/trained-$DURATION" ] || line+=" $(basename "$log" .log) $(grep -o 'kimg [0-9.]*' "$log" | tail -n 1 || true);"
         done
         printf '\r\033[K%.150s' "${line:+in training:$line}" >&2
     done
@@ -54,9 +54,9 @@ for size in $(printf '%s\n' $SIZES | sort -rn); do
     for seed in $SEEDS; do echo "$size $seed"; done
 done | xargs -P "$JOBS" -L 1 bash -c 'study "$0" "$1"'
 
-if [ -t 2 ]; then kill $watcher && trap - EXIT && printf '\r\033[K' >&2; fi
+if [ -t 2 ]; then kill "$watcher" 2> /dev/null || true; trap - EXIT; printf '\r\033[K' >&2; fi
 echo
 "$PYTHON" emm.py curve "$OUT/runs" --out="$OUT/curve.png" --title="Digits, 8x8"
-middle=$(printf '%s\n' $SIZES | sort -n | awk '{ size[NR] = $1 } END { print size[int(NR / 2) + (NR > 1)] }')
+middle=$(printf '%s\n' $SIZES | sort -n | awk '{ size[NR] = $1 } END { print size[int(NR / 2) + 1] }')
 echo "Grid:   $OUT/grid-$middle-seed${SEEDS%% *}.png (and one for each other run)"
 echo "To go on by hand: source .venv/bin/activate"

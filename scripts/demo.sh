@@ -38,7 +38,7 @@ watch_runs() {
     while sleep 2; do
         local line="" log
         for log in "$OUT"/runs/*.log; do
-            [ -f "${log%.log}/trained-$DURATION" ] || line+=" $(basename "$log" .log) $(grep -o 'kimg [0-9.]*' "$log" | tail -n 1 || true);"
+            [ -f "${log%.log}/trained-$DURATION" ] || line+=" $(basename "$log" .log) $(sed -n 's/^tick [0-9]* *\(kimg [0-9.]*\).*/\1/p' "$log" | tail -n 1);"
         done
         printf '\r\033[K%.150s' "${line:+in training:$line}" >&2
     done

@@ -356,10 +356,9 @@ def test_wrong_options(change, code, message, small_zip, tmp_path, make_zip, run
 
 
 def test_options_that_have_an_effect_are_taken(small_zip, tmp_path, run_cli):
-    args = ["--outdir", tmp_path, "--data", small_zip, "--dry-run", *TINY]
-    out = run_cli(
-        train.main, [*args, "--optimizer=SGD", "--momentum=0.5", "--ema_mode=mode4", "--final-ema=0.9"]
-    ).output
+    args = ["--outdir", tmp_path, "--data", small_zip, "--dry-run", "--show-options", *TINY]
+    sgd = ["--optimizer=SGD", "--momentum=0.5", "--ema_mode=mode4", "--final-ema=0.9"]
+    out = run_cli(train.main, [*args, *sgd]).output
     assert '"momentum": 0.5' in out and '"final_ema": 0.9' in out and "Note" not in out
     assert "--ema has no effect" in run_cli(train.main, [*args, "--ema_mode=mode3", "--ema=1"]).output
     assert "--desc has no effect" in run_cli(train.main, [*args, "--nosubdir", "--desc=x"]).output

@@ -277,8 +277,8 @@ def test_two_processes_stop_between_ticks(small_zip, tmp_path):
             break
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=60)[0]
-    (state,) = tmp_path.glob("training-state-*.pt")
-    assert f"--resume={state}" in rest
+    assert len(list(tmp_path.glob("training-state-*.pt"))) == 1
+    assert f"--outdir={tmp_path} " in rest and "--resume=latest --nosubdir" in rest
 
 
 @pytest.mark.slow

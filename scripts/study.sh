@@ -12,16 +12,17 @@
 #   TRAIN, MEASURE further options of every train.py and mem_ratio.py
 #   PLAN=1         only say what would be trained
 #   PREPARE=1      only make the datasets and say how many runs there are
+#   GRID=1         also a picture of generated images of each run, OUT/grid-VALUE-SIZE-seedSEED.png
 #   TASK=N         only the N-th run, from 1 (for the arrays of scripts/slurm)
 #
 # A dataset, a run or a measurement that is done is not done again; an interrupted run continues from its last
 # training state. A run that was trained on another dataset than is there now is refused. Options given in TRAIN come
-# last, so they win.
+# last, so they win. What a run printed is in its job.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export SCALE=${SCALE:-paper} PYTHON=${PYTHON:-python} PLAN=${PLAN:-} PREPARE=${PREPARE:-} TASK=${TASK:-}
-export SEEDS=${SEEDS:-1024} TRAIN=${TRAIN:-} MEASURE=${MEASURE:-}
+export SEEDS=${SEEDS:-1024} TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-}
 case $SCALE in
 paper)
     export SOURCE=${SOURCE:-datasets/cifar10/cifar-10-python.tar.gz}
@@ -41,18 +42,8 @@ small)
     exit 2
     ;;
 esac
+if [ "$NPROC" != 1 ]; then LAUNCH=${LAUNCH:-torchrun --standalone --nproc_per_node=$NPROC}; fi
 export LAUNCH=${LAUNCH:-} basic sample
-# launch SCRIPT OPTIONS...: start a Python script as LAUNCH says.
-launch() {
-    if [ -n "$LAUNCH" ]; then
-        $LAUNCH "$@"
-    elif [ "$NPROC" = 1 ]; then
-        "$PYTHON" "$@"
-    else
-        torchrun --standalone --nproc_per_node="$NPROC" "$@"
-    fi
-}
-export -f launch
 FACTOR=${FACTOR:-$(basename "$0" .sh)}
 export DATASETS=${DATASETS:-datasets/$SCALE} OUT=${OUT:-studies/$SCALE/$FACTOR}
 queue=()
@@ -81,36 +72,39 @@ study() {
     done
 }
 
-# failed RUN LOG: show the end of the log; 75 if a signal stopped the training, which can go on.
-failed() {
-    tail -n 5 "$1/$2" >&2
-    if grep -qs '"stopped"' "$1/run-state.json"; then return 75; fi
-    return 1
-}
-export -f failed
-
-# One queued run: train what is not trained, measure what is not measured.
+# One queued run: a job that trains what is not trained and measures what is not measured.
 run_one() {
     set -euo pipefail
     IFS=$'\t' read -r size value seed data options <<< "$1"
-    local run=$OUT/runs/$value/$size-seed$seed digest
-    digest=$(cksum < "$data")
-    if [ -f "$run/data.cksum" ] && [ "$digest" != "$(cat "$run/data.cksum")" ]; then
-        echo "$run was trained on other images than $data holds now; move it away, or set OUT to another folder." >&2
-        return 1
-    fi
-    if ! grep -qs '"complete"' "$run/run-state.json"; then
-        mkdir -p "$run"
-        echo "$digest" > "$run/data.cksum"
-        echo "$value, |D| = $size, seed $seed: training (log: $run/log.txt)"
-        launch train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" --duration="$DURATION" \
-            $basic $options $TRAIN --resume=latest > "$run/out.txt" 2>&1 || failed "$run" out.txt || return $?
-    fi
-    launch mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample $MEASURE \
-        > "$run/ratio.txt" 2>&1 || failed "$run" ratio.txt || return $?
-    echo "$value, |D| = $size, seed $seed: $(sed -n 's/^Highest: *//p' "$run/ratio.txt")"
+    local run=$OUT/runs/$value/$size-seed$seed name="$value, |D| = $size, seed $seed" start=("$PYTHON")
+    if [ -n "$LAUNCH" ]; then start=($LAUNCH); fi
+    if ! grep -qs '"complete"' "$run/run-state.json"; then echo "$name: training (log: $run/job.log)"; fi
+    "$PYTHON" -m memorization.search.job "$run" \
+        "${start[@]}" train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" --duration="$DURATION" \
+        $basic $options $TRAIN --resume=latest \
+        --then "${start[@]}" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample \
+        ${GRID:+"--grid=$OUT/grid-$value-$size-seed$seed.png"} $MEASURE || {
+        local status=$?
+        echo "$name: see $run/job.log; to train on other images, move that folder away or set OUT to another." >&2
+        return $status
+    }
+    echo "$name: $(sed -n 's/^Highest: *//p' "$run/job.log" | tail -n 1)"
 }
 export -f run_one
+
+# On a terminal: how far the runs in training are, below what they print, until it is killed.
+watch_runs() {
+    local line log
+    while sleep 2; do
+        line=""
+        for log in "$OUT"/runs/*/*/job.log; do
+            if [ -f "$log" ] && [ ! -f "${log%.log}.exit" ]; then
+                line+=" $(sed 's|.*/runs/||; s|/job.log||' <<< "$log") $(sed -n 's/^tick [0-9]* *\(kimg [0-9.]*\).*/\1/p' "$log" | tail -n 1);"
+            fi
+        done
+        printf '\r\033[K%.150s' "${line:+in training:$line}" >&2
+    done
+}
 
 # finish KEY: work through the queue, the largest sets first, then draw the curve with a line per KEY.
 finish() {
@@ -125,7 +119,15 @@ finish() {
         run_one "${queue[TASK - 1]}"
         return
     fi
+    if [ -t 2 ]; then
+        watch_runs &
+        trap "kill $! 2> /dev/null; printf '\r\033[K' >&2" EXIT
+    fi
     printf '%s\n' "${queue[@]}" | sort -k1,1nr -s | tr '\n' '\0' | xargs -0 -P "$JOBS" -I{} bash -c 'run_one "$1"' run_one {}
+    if [ -t 2 ]; then
+        trap - EXIT
+        kill $! && printf '\r\033[K' >&2
+    fi
     "$PYTHON" emm.py curve "$OUT/runs" --by="$1" --out="$OUT/$FACTOR.png" --title="${TITLE:-$FACTOR}"
 }
 

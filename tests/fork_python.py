@@ -32,11 +32,12 @@ def run(argv: list[str], cwd: str, env: dict[str, str], fds: array.array) -> Non
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = argv
-    sys.path[0] = str(Path(argv[0]).parent)
+    module = argv[0] == "-m"
+    sys.argv = argv[module:]
+    sys.path[0] = cwd if module else str(Path(argv[0]).parent)
     code = 0
     try:
-        runpy.run_path(argv[0], run_name="__main__")
+        (runpy.run_module if module else runpy.run_path)(sys.argv[0], run_name="__main__")
     except SystemExit as err:
         code = err.code if isinstance(err.code, int) else int(err.code is not None)
     except BaseException:

@@ -19,8 +19,8 @@ from benchmarks import bench_search
 from dnnlib.locks import file_lock
 from memorization.runs import read_run, trained_nimg
 from memorization.search.design import MIN_RUNS, bracket, candidates, fit, grid_of_same_precision, next_sizes, sides
-from memorization.search.executors import LocalExecutor, SubmititExecutor, last_words, visible_gpus
-from memorization.search.job import SearchJob
+from memorization.search.executors import LocalExecutor, SubmititExecutor, visible_gpus
+from memorization.search.job import SearchJob, last_words
 from memorization.search.search import Plan, Range, Search, Study, choose_subset, describe_result
 from memorization.stats.crossing import fit_crossing
 from training.dataset import ImageFolderDataset

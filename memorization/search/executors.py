@@ -4,8 +4,6 @@ A job is a file that `memorization.search.job` understands; search and job talk 
 they need nothing in common but a disk.
 """
 
-import contextlib
-import datetime
 import os
 import subprocess
 import sys
@@ -15,9 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from memorization.search.job import EXIT_STOPPED, SearchJob
-
-BEGIN = "--- begun"
+from memorization.search.job import EXIT_STOPPED, SearchJob, begin
 
 
 class Job(Protocol):
@@ -163,22 +159,3 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return [name.strip() for name in named.split(",")][:count] if named else [str(i) for i in range(count)]
-
-
-def begin(path: Path) -> None:
-    """Begin another part of the job's log, and forget its exit status and the wish that it should stop."""
-    for suffix in (".stop", ".exit"):
-        path.with_suffix(suffix).unlink(missing_ok=True)
-    with open(path.with_suffix(".log"), "a", encoding="utf-8") as log:
-        log.write(f"{BEGIN} {datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}\n")
-
-
-def last_words(path: Path) -> str:
-    """The last error message in the last part of a job's log, or its last line."""
-    with contextlib.suppress(OSError):
-        text = path.with_suffix(".log").read_bytes()[-(1 << 16) :].decode(errors="replace")
-        lines = [line.strip() for line in text.rpartition(BEGIN)[2].splitlines()[1:] if line.strip()]
-        errors = [line for line in lines if line.startswith("Error: ")]
-        if lines:
-            return (errors or lines)[-1].removeprefix("Error: ")
-    return "it has left no message."

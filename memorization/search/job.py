@@ -1,4 +1,7 @@
-"""One job of a search for EMM: train one network, then measure it. Run as `python -m memorization.search.job JOB.json`.
+"""One job: train one network, then measure it. Of a search for EMM, or of a factor script.
+
+    python -m memorization.search.job JOB.json
+    python -m memorization.search.job RUN_DIR TRAIN... --then MEASURE...    writes RUN_DIR/job.json and does it
 
 The job says in JSON: `run_dir`, and the command lines `train` and `measure` (lists of words). Beside it lie
 NAME.log (what the commands print), NAME.stop (made by whoever wants the job to save its state and end) and
@@ -6,6 +9,8 @@ NAME.exit (the exit status, once there is one). A training that is complete is n
 from its newest training state. What is measured already is left to the measuring command.
 """
 
+import contextlib
+import datetime
 import json
 import os
 import shlex
@@ -20,6 +25,7 @@ from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
 from training.run.state import read_run_state
 
+BEGIN = "--- begun"
 EXIT_STOPPED = 75  # as of train.py: ended early, goes on when started again
 _POLL = 0.2  # seconds between two looks at the child and at NAME.stop
 
@@ -96,13 +102,48 @@ def is_trained(run_dir: Path) -> bool:
     return state is not None and state["state"] == "complete"
 
 
-def main() -> int:
+def begin(path: Path) -> None:
+    """Begin another part of the job's log, and forget its exit status and the wish that it should stop."""
+    for suffix in (".stop", ".exit"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+    with open(path.with_suffix(".log"), "a", encoding="utf-8") as log:
+        log.write(f"{BEGIN} {datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}\n")
+
+
+def last_words(path: Path) -> str:
+    """The last error message in the last part of a job's log, or its last line."""
+    with contextlib.suppress(OSError):
+        text = path.with_suffix(".log").read_bytes()[-(1 << 16) :].decode(errors="replace")
+        lines = [line.strip() for line in text.rpartition(BEGIN)[2].splitlines()[1:] if line.strip()]
+        errors = [line for line in lines if line.startswith("Error: ")]
+        if lines:
+            return (errors or lines)[-1].removeprefix("Error: ")
+    return "it has left no message."
+
+
+def write_job(path: Path, run_dir: Path, train: list[str], measure: list[str]) -> None:
+    """Write a job file; `train` and `measure` are command lines."""
+    with atomic_write(path, "w") as file:
+        json.dump(dict(run_dir=str(run_dir), train=train, measure=measure), file, indent=2)
+
+
+def main(argv: list[str]) -> int:
     """Do the job; at SIGTERM or SIGINT it stops as at NAME.stop."""
-    job = SearchJob(sys.argv[1])
+    if given := "--then" in argv:
+        run_dir, then = Path(argv[0]), argv.index("--then")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_job(run_dir / "job.json", run_dir, argv[1:then], argv[then + 1 :])
+        begin(run_dir / "job.json")
+    job = SearchJob(run_dir / "job.json" if given else argv[0])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: setattr(job, "stopping", True))
-    return job()
+    status = job()
+    if given and status != 0:
+        print(f"Error: {last_words(job.path)}", file=sys.stderr)
+        state = read_run_state(run_dir)  # the launcher of several processes has an exit status of its own
+        status = EXIT_STOPPED if state is not None and state["state"] == "stopped" else status
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

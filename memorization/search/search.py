@@ -23,8 +23,8 @@ from dnnlib.util import atomic_write, script_path
 from memorization.curve.emm import Emm, emm_at
 from memorization.runs import read_run, trained_nimg
 from memorization.search.design import MIN_RUNS, bracket, fit, grid_of_same_precision, next_sizes, sides
-from memorization.search.executors import Executor, Job, last_words
-from memorization.search.job import is_trained
+from memorization.search.executors import Executor, Job
+from memorization.search.job import is_trained, last_words, write_job
 from memorization.stats.bootstrap import optimism
 from memorization.stats.intervals import wilson_interval
 
@@ -136,8 +136,7 @@ class Study:
         train += [f"--device={self.device}", *self.train_options, f"--seed={seed}", "--resume=latest"]
         measure = [*self._script("mem_ratio.py"), f"--expdir={self.run_dir(run)}", f"--knn-ref={data}"]
         measure += [f"--seeds={self.seeds}", f"--device={self.device}", *self.measure_options]
-        with atomic_write(self.job_file(run), "w") as file:
-            json.dump(dict(run_dir=str(self.run_dir(run)), train=train, measure=measure), file, indent=2)
+        write_job(self.job_file(run), self.run_dir(run), train, measure)
 
     def _script(self, name: str) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.nproc}"]

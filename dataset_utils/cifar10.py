@@ -1,20 +1,17 @@
-"""CIFAR-10 and CIFAR-100 as published, read by an unpickler that can build integer arrays and nothing else."""
+"""CIFAR-10 and CIFAR-100 as published, read by `dnnlib.pickles`, which builds numbers and arrays and nothing else."""
 
 import gzip
-import io
-import math
 import os
-import pickle
 import tarfile
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
+from dnnlib.pickled_arrays import Array, numpy_names
+from dnnlib.pickles import Budget, read_pickle
+
 _BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 _HUNDRED = "train"  # the one batch of CIFAR-100
-_INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 _MAX_MEMBER = 1 << 28  # bytes; the published batches are 31 MB
 
 
@@ -39,7 +36,7 @@ def load_cifar(path: str, coarse: bool = False) -> tuple[np.ndarray, list[int]]:
     Raises
     ------
     ValueError
-        If the file is no such archive, is damaged, or asks for anything but integer arrays.
+        If the file is no such archive, is damaged, or asks for anything but arrays of numbers.
 
     References
     ----------
@@ -96,15 +93,14 @@ class _BoundedGzip(gzip.GzipFile):
 
 
 def _parse_batch(data: bytes, where: str, key: str = "labels", classes: int = 10) -> tuple[np.ndarray, list[int]]:
+    budget = Budget(opcodes=2_000_000, text=_MAX_MEMBER)
     try:
-        batch = _IntegerUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as err:  # a pickle can fail in as many ways as a program
-        raise ValueError(f"{where} is no CIFAR-10 batch: {err}.") from err
-    if isinstance(batch, dict):
-        batch = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in batch.items()}
+        batch, _ = read_pickle(memoryview(data), numpy_names(_MAX_MEMBER), budget)
+    except ValueError as err:
+        raise ValueError(f"{where} is no CIFAR-10 batch: it {err}.") from err
     if not isinstance(batch, dict) or not {"data", key} <= batch.keys():
         raise ValueError(f'{where} is no CIFAR-10 batch: it does not hold "data" and "{key}".')
-    images, labels = (v.value if isinstance(v, _Array) else v for v in (batch["data"], batch[key]))
+    images, labels = (v.values if isinstance(v, Array) else v for v in (batch["data"], batch[key]))
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
         raise ValueError(f'{where} is no CIFAR-10 batch: "data" is not uint8 of shape [n, 3072].')
     if isinstance(labels, np.ndarray):
@@ -114,60 +110,3 @@ def _parse_batch(data: bytes, where: str, key: str = "labels", classes: int = 10
     if len(labels) != len(images):
         raise ValueError(f"{where} holds {len(images)} images but {len(labels)} labels.")
     return images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
-
-
-# ----------------------------------------------------------------------------
-# The unpickler. A pickle names callables and calls them with arguments of its choice. The few names that
-# numpy arrays need are answered with the stand-ins below, so that not even numpy's own constructors see
-# these arguments; every other name is refused.
-
-
-class _IntegerUnpickler(pickle._Unpickler):  # the one in C takes memory for any memo index that a file names
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy._core.", "numpy.core.")  # numpy 2 renamed it
-        allowed: dict[tuple[str, str], Callable] = {
-            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),  # filled by __setstate__
-            ("numpy.core.numeric", "_frombuffer"): lambda data, *how: _Array(_decode(data, *how)),
-            ("numpy.core.multiarray", "scalar"): lambda dtype, data: _decode(data, dtype, ()).item(),
-            ("numpy", "ndarray"): _Array,
-            ("numpy", "dtype"): _DType,
-            ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes in a pickle of protocol 2
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f'it asks for "{module}.{name}", which is refused')
-        return allowed[module, name]
-
-
-class _DType:
-    """Stands for `numpy.dtype`: an integer type."""
-
-    def __init__(self, code: str, *_: Any):
-        if code not in _INTEGERS:
-            raise ValueError(f"it holds an array of type {code!r}")
-        self.code, self.order = code, "<"
-
-    def __setstate__(self, state: tuple) -> None:
-        self.order = ">" if state[1] == ">" else "<"
-
-
-class _Array:
-    """Stands for `numpy.ndarray`: an array of integers."""
-
-    def __init__(self, value: np.ndarray | None = None):
-        self.value = value
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, fortran, data = state
-        self.value = _decode(data, dtype, shape, "F" if fortran else "C")
-
-
-def _decode(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
-    """Build the array [shape] that the bytes `data` spell."""
-    if isinstance(data, str):  # bytes that Python 2 wrote, seen through encoding="latin1"
-        data = data.encode("latin1")
-    if not isinstance(dtype, _DType) or not isinstance(data, bytes | bytearray) or not isinstance(shape, tuple):
-        raise ValueError("it holds an array in an unknown form")
-    values = np.frombuffer(data, dtype=np.dtype(dtype.order + dtype.code))
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) != values.size:
-        raise ValueError("it holds an array whose shape and size disagree")
-    return values.reshape(shape, order="F" if order == "F" else "C")

@@ -11,7 +11,7 @@ one: a closed list of opcodes, those with which protocols 2 to 5 write plain dat
   the text opcodes of protocols 0 and 1, and integers of more than 255 bytes.
 - Bytes are views of the input, so that no announced length allocates anything. Opcodes and letters of text are
   counted: at most `Budget` allows, in all streams of a file together. Each opcode makes at most one small object.
-- Keys and members of sets are text: hashing them is linear, and calls nothing.
+- Keys and members of sets are text, or bytes of Python 2 that become text: hashing them is linear, calls nothing.
 - The machine does not recurse. A value can hold itself, or grow exponentially when it is written out, since
   parts of it can be shared; so whoever walks through values must count the steps, as `plain` does.
 """
@@ -149,6 +149,18 @@ def show(text: str, limit: int = 100) -> str:
     """`text` as it may stand in a message: one line, printable, not long."""
     text = text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+def take_args(args: Any, kinds: list[type | None]) -> tuple:
+    """`args` if it is a tuple of values of exactly these types; None takes any value."""
+    if type(args) is not tuple or len(args) != len(kinds):
+        raise ValueError("calls a function with the wrong number of arguments")
+    for value, kind in zip(args, kinds):
+        if kind is not None and type(value) is not kind:
+            raise ValueError(
+                f"gives a function a {type(value).__name__.lower()} where it takes a {kind.__name__.lower()}"
+            )
+    return args
 
 
 # ----------------------------------------------------------------------------
@@ -312,6 +324,8 @@ _number("BININT2", "<H")
 _number("BINFLOAT", ">d")
 _text("SHORT_BINUNICODE", "<B")
 _text("BINUNICODE", "<I")
+_bytes("SHORT_BINSTRING", "<B")  # a str of Python 2
+_bytes("BINSTRING", "<I")
 _bytes("SHORT_BINBYTES", "<B")
 _bytes("BINBYTES", "<I")
 _bytes("BINBYTES8", "<Q")
@@ -360,7 +374,13 @@ def _appends(m: _Machine) -> None:
     m.top(list).extend(values)
 
 
+def text_of(value: Any) -> Any:
+    """The str that stands for it if it is a short row of bytes, as Python 2 wrote names; else itself."""
+    return str(value, "latin1") if type(value) is memoryview and len(value) <= _MAX_NAME else value
+
+
 def _key(value: Any) -> str:
+    value = text_of(value)
     if type(value) is not str:
         raise ValueError(f"has a key of type {type(value).__name__}, which is not text")
     return value

@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnnlib.pickles import Budget, Inert, Name, UnknownName, plain, read_pickle, show
+from dnnlib.pickled_arrays import numpy_names
+from dnnlib.pickles import Budget, Inert, Name, UnknownName, plain, read_pickle, show, take_args
 
 MAX_FILE = 1 << 33  # bytes; the largest published snapshot has 1.2e9
 _MAX_DEPTH = 16  # of modules in modules
 _MAX_ENTRIES = 100_000  # modules and tensors
 _MAX_NAME = 300  # letters of a tensor's name
+_MAX_NUMBERS = 10_000  # of a numpy array among the arguments
 
 # The positional arguments of the published constructors.
 _COMMON = ("img_resolution", "img_channels", "label_dim", "use_fp16")
@@ -114,7 +116,7 @@ class Record(Inert):
     """An instance of a published class: its name and its attributes."""
 
     def __init__(self, args: tuple):
-        (meta,) = _take(args, [dict])
+        (meta,) = take_args(args, [dict])
         self.meta = meta  # looked at when the whole file is read: till then it may change
 
     @property
@@ -138,7 +140,7 @@ class Container(Inert):
     class_name = "ModuleDict"
 
     def __init__(self, args: tuple):
-        _take(args, [])
+        take_args(args, [])
         self.state: dict[str, Any] = {}
 
     def build(self, state: Any) -> None:
@@ -276,7 +278,7 @@ class Tensor(Inert):
 
 def _read_storage(args: tuple, budget: Budget) -> Storage:
     """torch.storage._load_from_bytes: magic number, version, machine, storage, keys; then its size and its bytes."""
-    (data,) = _take(args, [memoryview])
+    (data,) = take_args(args, [memoryview])
     if bytes(data[:4]) == b"PK\x03\x04":
         raise ValueError("holds a zip archive where the bytes of a tensor belong")
 
@@ -309,7 +311,7 @@ class _Claim(Inert):
     def __init__(self, pid: Any):
         if type(pid) is not tuple:
             raise ValueError("refers to values outside of it")
-        tag, storage, self.key, _, self.size, view = _take(pid, [str, Name, str, str, int, None])
+        tag, storage, self.key, _, self.size, view = take_args(pid, [str, Name, str, str, int, None])
         if tag != "storage" or self.size < 0 or view is not None:
             raise ValueError("holds a tensor in an unknown format")
         self.dtype = _STORAGES.get(storage.text.removeprefix("torch."))
@@ -317,7 +319,7 @@ class _Claim(Inert):
 
 def _tensor(args: tuple) -> Tensor:
     """torch._utils._rebuild_tensor_v2 and _v3: storage, offset, size, stride, requires_grad, hooks[, dtype][, ...]."""
-    storage, offset, shape, strides, _, _ = _take(args[:6], [Storage, int, tuple, tuple, None, None])
+    storage, offset, shape, strides, _, _ = take_args(args[:6], [Storage, int, tuple, tuple, None, None])
     dtype = storage.dtype
     if len(args) > 6 and isinstance(args[6], Name):
         dtype = args[6].text.removeprefix("torch.")
@@ -336,95 +338,21 @@ def _tensor(args: tuple) -> Tensor:
 
 def _parameter(args: tuple) -> Tensor:
     """torch._utils._rebuild_parameter: tensor, requires_grad, hooks."""
-    return _take(args, [Tensor, None, None])[0]
-
-
-# ----------------------------------------------------------------------------
-# numpy: numbers and small arrays among the arguments.
-
-_NUMPY_TYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
-
-
-class Dtype(Inert):
-    """A numpy.dtype of numbers: ("f8", False, True), then the state (version, byte order, ...)."""
-
-    def __init__(self, args: tuple):
-        if not args or type(args[0]) is not str or args[0] not in _NUMPY_TYPES:
-            raise ValueError("holds numpy values that are no numbers")
-        self.dtype = np.dtype("<" + args[0])
-
-    def build(self, state: Any) -> None:
-        if type(state) is not tuple or len(state) < 2 or type(state[1]) is not str or state[1] not in ("<", ">", "|"):
-            raise ValueError("holds a numpy type without a byte order")
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class Array(Inert):
-    """A numpy.ndarray of numbers."""
-
-    values: np.ndarray | None = None
-
-    def __init__(self, args: tuple):
-        """numpy's _reconstruct: what it is made of comes with the state."""
-
-    def build(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = _take(state, [int, tuple, Dtype, bool, memoryview])
-        self.values = _array(data, dtype, shape, "F" if fortran else "C")
-
-    def plain(self) -> Any:
-        if self.values is None:
-            raise ValueError("holds a numpy array without values")
-        return self.values.tolist()
-
-
-def _array(data: memoryview, dtype: Dtype, shape: tuple, order: str) -> np.ndarray:
-    if len(shape) > 8 or any(type(n) is not int or n < 1 for n in shape):
-        raise ValueError("holds a numpy array without a proper shape")
-    if math.prod(shape) * dtype.dtype.itemsize != len(data):
-        raise ValueError("holds a numpy array of another size than it says")
-    if math.prod(shape) > 10_000:
-        raise ValueError("holds a numpy array of more than 10000 numbers")
-    return np.ndarray(shape, dtype.dtype, data, order=order).copy()
-
-
-def _frombuffer(args: tuple) -> Array:
-    """numpy's _frombuffer: bytes, type, shape, order (protocol 5)."""
-    data, dtype, shape, order = _take(args, [memoryview, Dtype, tuple, str])
-    array = Array(())
-    array.values = _array(data, dtype, shape, "F" if order == "F" else "C")
-    return array
-
-
-def _scalar(args: tuple) -> bool | int | float:
-    """numpy's scalar: type, bytes."""
-    dtype, data = _take(args, [Dtype, memoryview])
-    return _array(data, dtype, (1,), "C").item()
+    return take_args(args, [Tensor, None, None])[0]
 
 
 # ----------------------------------------------------------------------------
 # The names.
 
 
-def _take(args: Any, kinds: list[type | None]) -> tuple:
-    """`args` if it is a tuple of values of exactly these types; None takes any value."""
-    if type(args) is not tuple or len(args) != len(kinds):
-        raise ValueError("calls a function with the wrong number of arguments")
-    for value, kind in zip(args, kinds):
-        if kind is not None and type(value) is not kind:
-            raise ValueError(
-                f"gives a function a {type(value).__name__.lower()} where it takes a {kind.__name__.lower()}"
-            )
-    return args
-
-
 def _empty_dict(args: tuple) -> dict:
-    _take(args, [])
+    take_args(args, [])
     return {}
 
 
 def _set(args: tuple) -> set:
     """How protocols 2 and 3 write a set: a list of its members."""
-    (members,) = _take(args, [list])
+    (members,) = take_args(args, [list])
     if any(type(v) is not str for v in members):
         raise ValueError("holds a set of something else than text")
     return set(members)
@@ -449,13 +377,7 @@ def _names(budget: Budget) -> dict[tuple[str, str], Name]:
     add("dnnlib.util", "EasyDict", call=_empty_dict, new=_empty_dict)
     for module in ("builtins", "__builtin__"):
         add(module, "set", call=_set)
-    add("numpy", "dtype", call=Dtype)
-    add("numpy", "ndarray")
-    for core in ("numpy.core", "numpy._core"):
-        add(f"{core}.multiarray", "scalar", call=_scalar)
-        add(f"{core}.multiarray", "_reconstruct", call=Array)
-        add(f"{core}.numeric", "_frombuffer", call=_frombuffer)
-    return names
+    return names | numpy_names(_MAX_NUMBERS)
 
 
 def _storage_names() -> dict[tuple[str, str], Name]:

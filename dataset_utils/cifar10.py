@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dnnlib.pickled_arrays import Array, numpy_names
-from dnnlib.pickles import Budget, read_pickle
+from dnnlib.pickles import Budget, UnknownName, read_pickle
 
 _BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 _HUNDRED = "train"  # the one batch of CIFAR-100
@@ -96,6 +96,8 @@ def _parse_batch(data: bytes, where: str, key: str = "labels", classes: int = 10
     budget = Budget(opcodes=2_000_000, text=_MAX_MEMBER)
     try:
         batch, _ = read_pickle(memoryview(data), numpy_names(_MAX_MEMBER), budget)
+    except UnknownName as err:
+        raise ValueError(f"{where} is no CIFAR-10 batch: it {err}, which is refused.") from err
     except ValueError as err:
         raise ValueError(f"{where} is no CIFAR-10 batch: it {err}.") from err
     if not isinstance(batch, dict) or not {"data", key} <= batch.keys():

@@ -12,9 +12,10 @@ import pytest
 import torch
 from builders import Operations
 
-from memorization.measure import knn, knn_dense
+from memorization.measure import knn, knn_dense, knn_projected
 from memorization.measure import knn_products as products
 from memorization.measure.knn import Neighbors, nearest_neighbors, plain_neighbors
+from memorization.measure.knn_projected import Projection
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(__file__).parent / "reference" / "knn.npz"
@@ -406,6 +407,67 @@ def test_dense_on_cuda_only_unless_told(digits):
     assert isinstance(Neighbors(digits)._part, knn._Pixels)
     assert isinstance(Neighbors(digits, dense=True)._part, knn_dense.DensePixels)
     assert isinstance(Neighbors(digits.reshape(-1, 64) / 16, dense=True)._part, knn_dense.DenseVectors)
+
+
+# ----------------------------------------------------------------------------
+# Projected.
+
+
+@pytest.fixture
+def projected(monkeypatch):
+    """Whatever the processor and the size; the numbers of decided queries are listed."""
+    decided = []
+
+    def search(self, rows, k, real=Projection.search):
+        found = real(self, rows, k)
+        decided.append(int(found[2].sum()))
+        return found
+
+    monkeypatch.setattr(Projection, "search", search)
+    monkeypatch.setattr(knn._Pixels, "_pays", lambda self, k: self._asked and k <= 30)
+    return decided
+
+
+@pytest.mark.parametrize("axes", [1, 10, 64])
+@pytest.mark.parametrize("k", [1, 2, 30])
+def test_projected_search_is_exact(k, axes, digits, projected, monkeypatch):
+    """Also with ties, among images that are there three times, and for queries that it leaves to the other search."""
+    monkeypatch.setattr(knn_projected, "AXES", axes)
+    reference = np.concatenate([digits[:900], digits[:300], 255 - digits[:60], digits[:301]])
+    random = np.random.RandomState(k)
+    copies = np.clip(digits[:70] + random.randint(-8, 9, (70, 1, 8, 8)), 0, 255).astype(np.uint8)
+    queries = np.concatenate([digits[:20], copies, digits[1000:1070], random_images(0, 20, 1, 8, 8)])
+    check(queries, reference, k)
+    assert (projected[0] > 100) if axes == 64 and k == 2 else projected
+
+
+def test_projected_search_of_extremes(projected):
+    """Black, white, checkered, one grey level apart; in a subspace, where the residual is rounding alone."""
+    noise = random_images(3, 300, 1, 40, 40)
+    extremes = np.where(noise > 127, 255, 0).astype(np.uint8)
+    flat = np.stack([np.full((1, 40, 40), value, dtype=np.uint8) for value in range(256)])
+    check(np.concatenate([flat[::20], extremes[:5]]), np.concatenate([flat, extremes, flat]), 3)
+    stripes = np.repeat(random_images(4, 500, 1, 40, 1), 40, axis=3)
+    near = stripes[:40].copy()
+    near[:, 0, 0, 0] ^= 1
+    check(near, np.concatenate([stripes, near]), 4)
+    assert len(projected) == 2
+
+
+def test_projected_once_there_are_many_queries(digits, monkeypatch):
+    """From the query on with which it pays, counted over all calls; the results stay those of the definition."""
+    monkeypatch.setattr(products, "int8_works", lambda device: False)
+    monkeypatch.setattr(knn, "_MANY_ROWS", 500)
+    monkeypatch.setattr(knn, "_MANY_QUERIES", 60)
+    reference = np.kron(digits[:600], np.ones((1, 1, 3, 3), np.uint8))
+    queries = np.kron(digits[590:670], np.ones((1, 1, 3, 3), np.uint8))
+    queries[:, :, ::5] ^= 3
+    neighbors = Neighbors(reference)
+    for part in np.split(queries, 4):
+        for found, expected in zip(neighbors.query(part, 2), plain_neighbors(part, reference, 2)):
+            np.testing.assert_allclose(found, expected, rtol=1e-14)
+        assert (neighbors._part._projection is not None) == (neighbors._part._asked >= 60)
+    assert neighbors._part._asked == 80
 
 
 # ----------------------------------------------------------------------------

@@ -11,7 +11,8 @@ guarantee; an interval [low, high] then surely holds the score:
 
 When k items have high <= bound, no item with low > bound is among the k nearest. Most are ruled out 32 at a time:
 the reference is sorted by norm and cut into groups, and min |y|^2 - 2 max x.y bounds the scores of a group. Groups
-of all norms are dealt to each block like cards, so that the first block already gives a good bound.
+of all norms are dealt to each block like cards, so that the first block already gives a good bound. CPUs without int8
+products rule out most images of a large reference by a few principal axes (`knn_projected`).
 """
 
 import math
@@ -26,6 +27,7 @@ from torch.nn.functional import pad
 from memorization.measure import knn_products as products
 from memorization.measure.knn_dense import DensePixels, DenseVectors
 from memorization.measure.knn_products import ALIGNED, UNIT, Scaled, steps, vector_distances
+from memorization.measure.knn_projected import AXES, Projection
 from torch_utils import distributed as dist
 
 _GROUP = 32  # reference rows that are ruled out together
@@ -35,6 +37,7 @@ _OPERAND = 1 << 26  # bytes of each operand of a matrix product, at most
 _CHUNK = 1 << 27  # bytes of queries at a time, at most
 _ROWS = 1 << 14  # queries at a time, at most
 _HELD = 1 << 29  # bytes of prepared reference that are held; a larger one is prepared block by block in each call
+_MANY_QUERIES, _MANY_ROWS = 1024, 1 << 13  # from where a projection pays
 _LISTED = 1 << 20  # items that are looked at one by one at a time
 
 
@@ -465,6 +468,28 @@ class _Pixels(_Part):
     """
 
     dtype = torch.int8
+    _projection: Projection | None = None
+    _asked = 0  # queries so far
+
+    def search(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        self._asked += len(rows)
+        if not self._pays(k):
+            return super().search(rows, k)
+        if self._projection is None:
+            self._projection = Projection(self.rows)
+        value, index, decided = self._projection.search(rows, k)
+        index += self.first
+        rest = (~decided).nonzero()[:, 0]
+        if len(rest):
+            value[rest], index[rest] = super().search(rows[rest], k)
+        return value, index
+
+    def _pays(self, k: int) -> bool:
+        """Whether a projection does: for many queries and a large reference, without fast products of int8."""
+        size, count = self.rows.shape[1], len(self.rows)
+        large = self._asked >= _MANY_QUERIES and count >= _MANY_ROWS and 4 * count * (AXES + 1) <= _HELD // 2
+        large = large and k <= _GROUP - 2 and 2 * AXES <= size
+        return large and {self.device.type, self.rows.device.type} == {"cpu"} and not products.int8_works(self.device)
 
     def _prepare(self) -> Tensor:
         self.unbounded = self.nothing = torch.tensor(torch.iinfo(torch.int64).max, device=self.device)

@@ -21,6 +21,20 @@ def clean_gradients(params: list[Tensor], loss_scaling: float = 1) -> None:
         p.grad = grad
 
 
+def _leave_dynamo_out() -> None:
+    """Spare each process seconds of start-up: torch.optim imports torch._dynamo to have it pass over these methods.
+
+    Nothing here compiles an optimizer, so they can be called as they are; nor is torch's `step`, which does the same.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None and not hasattr(method, "__dynamo_disable"):
+            method.__dynamo_disable = method
+
+
+_leave_dynamo_out()
+
+
 class Adam(torch.optim.Adam):
     """torch.optim.Adam(fused=True) for parameters that all have a gradient at every step: the same numbers and states.
 
@@ -47,9 +61,10 @@ class Adam(torch.optim.Adam):
         (group,) = self.param_groups
         params = group["params"]
         if self._lists is None:
-            if len(self.state) < len(params):
-                super().step()  # makes the state
-                return
+            for p in params:
+                if not self.state[p]:
+                    moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[p].update(step=torch.zeros((), device=p.device), **moments)
             count = self.state[params[0]]["step"]
             for p in params:
                 self.state[p]["step"] = count

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import betainc, betaln
 
 PRIOR_SAMPLES = 30  # how sharply the mixture is concentrated at the bar; see docs/criteria.md for the choice
@@ -237,5 +236,7 @@ def _lower_bound(s: int, f: int, alpha: float) -> float:
     """The least p at which the Beta(1/2, 1/2) mixture's likelihood ratio to p is below 1 / alpha."""
     if s == 0:
         return 0.0
+    from scipy.optimize import brentq
+
     limit = betaln(s + 0.5, f + 0.5) - betaln(0.5, 0.5) + math.log(alpha)
     return brentq(lambda p: s * math.log(p) + f * math.log1p(-p) - limit, 1e-300, s / (s + f) if f else 1 - 2**-53)

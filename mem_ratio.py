@@ -19,6 +19,8 @@ from memorization.measure.evaluator import Evaluator
 from memorization.measure.feature_space import FeatureSpace
 from memorization.measure.features import TRUST, load_features
 from memorization.measure.gap import GapMeter, ImageSet
+from memorization.measure.quality import MEASURES
+from memorization.measure.quality_meter import SPACES, QualityMeter, describe_quality
 from memorization.measure.results import Reference, Task, read_groups
 from memorization.measure.samples import RESIZE, Fit
 from memorization.measure.subjects import (
@@ -113,6 +115,18 @@ def several(convert: Callable[[str], Any]) -> Callable:
     type=click.IntRange(min=1),
 )  # fmt: skip
 @click.option("--holdout", help="Measure the gap on these images, too", metavar="ZIP|DIR|NPZ")
+@click.option(
+    "--quality", help="Measure the quality of the images, too, against these, which were not trained on",
+    metavar="ZIP|DIR|NPZ|NPY",
+)  # fmt: skip
+@click.option(
+    "--quality-measures", help="By which measures  [default: frechet]", metavar=",".join(MEASURES), multiple=True,
+    callback=several(click.Choice(list(MEASURES)).convert),
+)  # fmt: skip
+@click.option(
+    "--quality-space", help="Where  [default: features with --features, else pca, of the held-out pixels]",
+    metavar="|".join(SPACES), type=click.Choice(SPACES),
+)  # fmt: skip
 @seeds_option("0-63")
 @class_option
 @all_classes_option
@@ -177,6 +191,9 @@ def main(
     log: str | None,
     gap: int | None,
     holdout: str | None,
+    quality: str | None,
+    quality_measures: list[str],
+    quality_space: str | None,
     seeds: list[int],
     other_reference: bool,
     class_idx: int | None,
@@ -220,6 +237,9 @@ def main(
     With --gap=N also the mean squared distance between the network and the closed-form optimum of the training
     images is measured, at 16 noise levels, on N noised training images (and N of --holdout); see gap.png.
 
+    --quality=DATASET compares the images, besides, with images that were not trained on: Fréchet distance, kernel
+    distance, precision, recall, density and coverage, each beside its value for the training set and for real images.
+
     Beside the log lie the records (mem_traj.jsonl) and the distances of every image (knn-dist). torchrun takes
     --log for its own option (Python 3.11): with it, write --log-file.
 
@@ -241,6 +261,11 @@ def main(
     \b
     # How far each snapshot is from the theoretical optimum
     python mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip --gap=1000 --holdout=datasets/cifar10-test.zip
+
+    \b
+    # Quality beside memorization
+    python mem_ratio.py --expdir=RUN --knn-ref=datasets/cifar10-1k.zip --seeds=0-9999 \\
+        --quality=datasets/cifar10-test.zip --quality-measures=frechet,precision,recall
 
     \b
     # Measure one snapshot
@@ -301,12 +326,21 @@ def main(
             reference = read_reference(knn_ref, features, target, unique)
         if run_dir is not None:
             check_trained_on(run_dir, reference, other_reference)
+        judge = None
+        if quality is not None:
+            judge = QualityMeter(
+                reference.images, ImageSet.read(quality), quality_measures or ["frechet"], device=target,
+                space=quality_space or ("features" if features is not None else "pca"), features=reference.features,
+            )  # fmt: skip
         names = [name for name in criteria if name != "ratio"]
         given = click.get_current_context().get_parameter_source("seeds") != ParameterSource.DEFAULT
         parts: dict[int | None, list[Subject]] = {None: subjects}  # seeds of a part -> what is measured with them
         if images and not given:  # all images; checkpoints may have different numbers of them
             parts = {size: [s for s in subjects if s.size == size] for size in sorted({s.size for s in subjects})}
         evaluators, position = [], itertools.count(1)
+        for size in parts:
+            if judge is not None:
+                judge.check(len(seeds) if size is None else size)
         for size, part in parts.items():
             task = Task(
                 seeds=seeds if size is None else range(size), batch=batch, class_idx=class_idx,
@@ -317,7 +351,8 @@ def main(
                 all_classes=all_classes,
             )  # fmt: skip
             evaluator = Evaluator(
-                log_path, reference, task, lambda record, note, task=task: describe(record, task, note),
+                log_path, reference, task, lambda record, note, task=task: describe(record, task, note, judge),
+                quality=judge,
                 open_meter=gap_meter(knn_ref, holdout, reference, num=gap, batch=batch, device=target) if gap else None,
                 outdir=Path(save_images) if save_images is not None else None, subdirs=subdirs,
                 remeasure=remeasure, quiet=quiet,
@@ -334,7 +369,7 @@ def main(
             title = f"{log_path.parent.absolute().name}, |D| = {len(reference.images)}"
             dist.on_rank0(gap_curves, list(evaluator.records.values()), gap_path, title=title)
             dist.print0(f"Gap:         {gap_path}")
-        dist.print0(f"Highest:     {describe(record, task)}")
+        dist.print0(f"Highest:     {describe(record, task, quality=judge)}")
         if "repeats" in record:
             dist.print0(describe_repeats(record))
         if near_repeats is not None:
@@ -359,6 +394,7 @@ def main(
         dist.print0(f"Log:         {log_path}\nRecords:     {jsonl}\nDistances:   {log_path.parent / 'knn-dist'}")
         left_out = [name for each in evaluators for name in each.left_out]
         counts = {UNREADABLE: len(left_out)} | reference.left_out | record.get("left_out", {})
+        counts |= record["quality"]["left_out"] if judge is not None else {}
         if until_above and not watch:
             counts[OLDER] = len(subjects) - len(left_out) - sum(len(each.records) for each in evaluators)
         dist.print0(left_out_sentence(counts))
@@ -407,6 +443,12 @@ def check_options(
         raise click.UsageError("--cond belongs to --network; a snapshot knows by itself.")
     if holdout is not None and gap is None:
         raise click.UsageError("--holdout needs --gap=N, the number of noised images.")
+    if given["quality"] is None and (given["quality_measures"] or given["quality_space"]):
+        raise click.UsageError("--quality-measures and --quality-space belong to --quality, which is not given.")
+    if given["quality_space"] == "features" and given["features"] is None:
+        raise click.UsageError("--quality-space=features needs --features=MODEL.pt, the feature network.")
+    if given["quality"] is not None and bar is not None:
+        raise click.UsageError("--quality needs all images of a snapshot, --adaptive stops before; leave one out.")
     if until_above and bar is None:
         raise click.UsageError("--until-above needs --adaptive, the ratio to be above.")
     if watch and expdir is None:
@@ -600,7 +642,7 @@ def gap_meter(
     return open_meter
 
 
-def describe(record: dict[str, Any], task: Task, note: str = "") -> str:
+def describe(record: dict[str, Any], task: Task, note: str = "", quality: QualityMeter | None = None) -> str:
     """The lines that report a record: its ratio, and what else was asked for; `note` ends the first."""
     name = f"kimg {record['kimg']:06d}" if record["kimg"] is not None else "optimum"
     if record.get("source"):
@@ -613,7 +655,8 @@ def describe(record: dict[str, Any], task: Task, note: str = "") -> str:
         text += f"  {verdict} {bar} {spent}" if verdict is not None else f"  undecided at {bar} {spent}"
     lines = [(f"d1/d2 < {t:g}", record["thresholds"][repr(t)]) for t in task.thresholds]
     lines += [(name, record["criteria"][name]) for name in task.criterion_names()]
-    return "\n".join([text + note, *(f"    {name:<24s}{_percent(share)}" for name, share in lines)])
+    judged = describe_quality(record["quality"], quality.measures) if quality is not None else []
+    return "\n".join([text + note, *(f"    {name:<24s}{_percent(share)}" for name, share in lines), *judged])
 
 
 def describe_table(kind: str, table: dict[str, dict[str, Any]]) -> str:

@@ -1,1 +1,1 @@
-"""Measuring one denoiser: nearest neighbours, criteria, R_mem, groups, the gap to the optimum."""
+"""Measuring one denoiser: nearest neighbours, criteria, R_mem, groups, the gap to the optimum, quality."""

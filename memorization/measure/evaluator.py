@@ -12,6 +12,7 @@ from memorization.measure.gap import GapMeter
 from memorization.measure.ledger import Ledger
 from memorization.measure.meter import SnapshotMeter, Unreadable
 from memorization.measure.progress import Progress
+from memorization.measure.quality_meter import QualityMeter
 from memorization.measure.ratio import Measurement
 from memorization.measure.results import Reference, Task, find_results, lacks_results
 from memorization.measure.subjects import Subject
@@ -30,6 +31,7 @@ class Evaluator:
     task : what to measure on every snapshot
     describe : (record, note at the end of the first line) -> the lines that report it
     open_meter : (network, header of its snapshot) -> what measures the gap, too; called once, for the first snapshot
+    quality : what measures the quality of the images, too
     outdir : folder for PNGs, with a folder per snapshot; the images are then made anew
     subdirs : put every 1000 seeds into a folder of their own
     remeasure : measure again what is known
@@ -55,13 +57,14 @@ class Evaluator:
         describe: Callable[[dict[str, Any], str], str],
         *,
         open_meter: Callable[[torch.nn.Module, dict[str, Any]], GapMeter] | None = None,
+        quality: QualityMeter | None = None,
         outdir: Path | None = None,
         subdirs: bool = False,
         remeasure: bool = False,
         quiet: bool = False,
     ):
         self.progress = Progress(len(task.seeds), quiet)
-        self.meter = SnapshotMeter(reference, task, self.progress, open_meter)
+        self.meter = SnapshotMeter(reference, task, self.progress, open_meter, quality)
         self.ledger = Ledger(log, task, reference, self._tell_once)
         self.reference, self.task, self.describe = reference, task, describe
         self.outdir, self.subdirs, self.remeasure = outdir, subdirs, remeasure
@@ -141,7 +144,7 @@ class Evaluator:
         record = self._known(settings)
         if record is None:
             self.meter.load(subject)  # what cannot be read leaves no files
-        elif not self._lacks_results(record) and not self.meter.lacks_gap(record, self.remeasure):
+        elif not self._lacks_results(record) and not self._lacks_more(record):
             return record, False
         with self.ledger.claim(subject, settings) as mine:
             if not mine:
@@ -159,11 +162,16 @@ class Evaluator:
                 record = self.ledger.update(record, **find_results(rows, self.task, self.reference))
             if self.meter.lacks_gap(record, self.remeasure):
                 record = self.ledger.update(record, gap=self.meter.measure_gap(subject))
+            if self.meter.lacks_quality(record, self.remeasure):
+                record = self.ledger.update(record, quality=self.meter.measure_quality(subject, record))
             return record, measured
 
     def _known(self, settings: dict[str, Any]) -> dict[str, Any] | None:
         """The record with these settings, unless all is to be measured anew."""
         return None if self.remeasure or self.outdir is not None else self.ledger.find(settings)
+
+    def _lacks_more(self, record: dict[str, Any]) -> bool:
+        return self.meter.lacks_gap(record, self.remeasure) or self.meter.lacks_quality(record, self.remeasure)
 
     def _lacks_results(self, record: dict[str, Any]) -> bool:
         return lacks_results(record, self.task, self.reference)

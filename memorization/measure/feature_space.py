@@ -27,18 +27,19 @@ class FeatureSpace:
         self.key = f"features-{network.sha256[:16]}"
         rank, world = dist.get_rank(), dist.get_world_size()
         share = images[len(images) * rank // world : len(images) * (rank + 1) // world]
-        parts = [part for part in dist.gather(self._embed_together(share)) if len(part)]
+        parts = [part for part in dist.gather(self.embed_together(share)) if len(part)]
         self.reference = np.concatenate(parts)  # float32 [N, F]
         self.neighbors = Neighbors(self.reference, device=device, shard=True)
 
     def query(self, images: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Distances [n, k] between features, and rows [n, k], of the training images nearest to `images`."""
-        features = self._embed_together(images)
+        features = self.embed_together(images)
         if not len(features):
             features = self.reference[:0]
         return self.neighbors.query(features, k)
 
-    def _embed_together(self, images: np.ndarray) -> np.ndarray:
+    def embed_together(self, images: np.ndarray) -> np.ndarray:
+        """Features of this rank's images, float32 [n, F]; of none [0, 0]."""
         features = problem = None
         try:
             features = self._embed(images)

@@ -6,16 +6,25 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from memorization.measure.gap import GapMeter
 from memorization.measure.progress import Progress
-from memorization.measure.ratio import Measurement, check_network, check_reference, check_seeds, measure_network
+from memorization.measure.quality_meter import QualityMeter
+from memorization.measure.ratio import (
+    Measurement,
+    check_network,
+    check_reference,
+    check_seeds,
+    made_images,
+    measure_network,
+)
 from memorization.measure.results import Reference, Task
 from memorization.measure.subjects import Subject, load_together
 from memorization.stats.sequential import SequentialTest, rounds
 from torch_utils import distributed as dist
-from training.generation import PngWriter, draw_all_classes
+from training.generation import PngWriter, draw_all_classes, split_seeds
 from training.precision import Denoiser, own_precision, prepare_denoiser
 
 
@@ -32,6 +41,7 @@ class SnapshotMeter:
     task : what to measure
     progress : is told of batches and rows
     open_gap : (network, header of its snapshot) -> what measures the gap, too; called once, for the first snapshot
+    quality : what measures the quality of the images, too
 
     Raises
     ------
@@ -45,6 +55,7 @@ class SnapshotMeter:
         task: Task,
         progress: Progress,
         open_gap: Callable[[torch.nn.Module, dict[str, Any]], GapMeter] | None = None,
+        quality: QualityMeter | None = None,
     ):
         check_seeds(task.seeds)
         check_reference(reference.images)
@@ -52,6 +63,8 @@ class SnapshotMeter:
             criterion.check(len(reference.images))
         self.reference, self.task, self.progress = reference, task, progress
         self._open_gap, self._gap = open_gap, None
+        self._quality = quality
+        self._made: dict[int, np.ndarray] = {}  # this rank's images of the snapshot that is measured, by seed
         self._compiled: Denoiser | None = None
         self._noted = False
         self._loaded: tuple[Subject, torch.nn.Module, dict[str, Any]] | None = None
@@ -127,10 +140,13 @@ class SnapshotMeter:
         error = (1 - task.confidence) * (1.0 if subject.error_share is None else subject.error_share)
         test = SequentialTest(task.bar, 1 - error) if task.bar is not None else None
         looks = set() if test is None else set(accumulate(rounds(total)))
+        self._made = {}
 
         def on_batch(batch_seeds: list[int], batch: torch.Tensor) -> None:
             if writer is not None:
                 writer.save(batch_seeds, batch)
+            if self._quality is not None:
+                self._made.update(zip(batch_seeds, batch.numpy()))
             progress.batch(len(batch_seeds))
 
         def on_rows(rows: Measurement) -> bool:
@@ -167,3 +183,24 @@ class SnapshotMeter:
         """`GapMeter.measure` on a snapshot."""
         self.progress.doing(f"{subject.name} gap")
         return self._gap.measure(self.load(subject)[0])
+
+    def lacks_quality(self, record: dict[str, Any], anew: bool = False) -> bool:
+        """Whether the quality is asked for and the record has none, or one is to be measured in its place."""
+        return self._quality is not None and (anew or not self._quality.holds(record))
+
+    def measure_quality(self, subject: Subject, record: dict[str, Any]) -> dict[str, Any]:
+        """The entry `quality` of the record, of the images that `measure` has just made; others are made again."""
+        task, meter = self.task, self._quality
+        self.progress.doing(f"{subject.name} quality")
+        seeds = task.measured_seeds(record)
+        there = {seed for part in dist.gather(list(self._made)) for seed in part}
+        share = split_seeds([seed for seed in seeds if seed not in there])
+        net = self.load(subject)[0]
+        for some, batch in made_images(
+            net, share, task.batch, class_idx=task.class_idx, sampler_kwargs=task.sampler_kwargs
+        ):
+            self._made.update(zip(some, batch.numpy()))
+        images, self._made = self._made, {}
+        empty = np.empty((0, *self.reference.images.shape[1:]), dtype=np.uint8)
+        vectors = meter.embed(np.stack(list(images.values())) if images else empty)
+        return meter.merged(record, meter.measure(list(images), vectors))

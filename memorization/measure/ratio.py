@@ -1,7 +1,7 @@
 """The memorization ratio R_mem: the criterion, and its measurement on one network."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,15 @@ def check_network(
     check_class(net, class_idx)
 
 
+def made_images(
+    net: torch.nn.Module, seeds: Sequence[int], batch: int, ends: Sequence[int] = (), **how: Any
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """`generate_images`, or the images of a "network" whose images are there already, or made in another way."""
+    if hasattr(net, "made"):
+        return net.made(seeds, batch=batch, ends=ends)
+    return generate_images(net, seeds, batch=batch, ends=ends, **how)
+
+
 def measure_network(
     net: torch.nn.Module,
     reference: np.ndarray | Neighbors,  # uint8 [N, C, H, W], or prepared, which pays where it is used again
@@ -183,10 +192,7 @@ def measure_network(
     shares = [share for _, _, share in chunks]
     how = dict(batch=batch, ends=list(itertools.accumulate(map(len, shares))))
     every = [seed for share in shares for seed in share]
-    if hasattr(net, "made"):  # they are there already, or made in another way
-        generated = net.made(every, **how)
-    else:
-        generated = generate_images(net, every, class_idx=class_idx, sampler_kwargs=sampler_kwargs or {}, **how)
+    generated = made_images(net, every, class_idx=class_idx, sampler_kwargs=sampler_kwargs or {}, **how)
     arrays, images = {}, None
     for known, missing, share in chunks:
         found = [part for part in (arrays, known) if len(part.get("seeds", ()))]

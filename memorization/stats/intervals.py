@@ -36,3 +36,25 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     low = 0.0 if successes == 0 else centre - half  # exactly, not up to rounding
     high = 1.0 if successes == n else centre + half
     return low, high
+
+
+def exact_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a binomial proportion (Clopper & Pearson, Biometrika 26, 1934): never holds less often.
+
+    Its bounds are quantiles of beta distributions; `successes` and `n` need not be whole there.
+
+    Raises
+    ------
+    ValueError
+        If not 0 <= successes <= n with n > 0, or not 0 < confidence < 1.
+    """
+    from scipy.special import betaincinv
+
+    if not n > 0 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is no proportion; 0 <= successes <= n and n > 0 are needed.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"The confidence must lie between 0 and 1, not {confidence}.")
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
+    high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
+    return low, high

@@ -26,6 +26,11 @@ def png(image):
     return buffer.getvalue()
 
 
+def pytest_collection_modifyitems(items):
+    """Those that start processes come first, so that several workers end at the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def make_zip():
     """make_zip(images, labels, path): write a dataset zip without this project's writer; return the path.

@@ -27,10 +27,11 @@ TINY = {
     "model_skip_position": {"SKIPS": "100000 000001", "NETWORK": "ncsnpp"},
     "model_skip_resolution": {"SKIPS": "111111 110000"},
     "model_width": {"WIDTHS": "8 12", "SEEDS": "1 2"},
-    "train_batch": {"BATCHES": "8 16"},
+    "train_batch": {"BATCHES": "100 200"},
     "train_ema": {"RATIOS": "0.99 0"},
     "train_weight_decay": {"DECAYS": "0 1e-2"},
 }
+LARGE = "--batch=200"  # few steps
 LINES = {"cond_labels": 4, "data_size": 1}  # of the figure; the others have two
 
 
@@ -67,10 +68,9 @@ def test_every_script_has_a_tiny_setting_and_a_line_in_the_table():
 def test_factor_in_a_tiny_setting(script, python, tmp_path):
     env = {
         "SCALE": "small", "SIZES": "10", "SEEDS": "1", "DURATION": "0.05", "SAMPLES": "8", "JOBS": "1",
-        "PYTHON": python, "OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--num-channels=8",
+        "PYTHON": python, "OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "MEASURE": "--steps=3",
+        "TRAIN": " ".join(["--num-channels=8"] * (script != "model_width") + [LARGE] * (script != "train_batch")),
     } | TINY[script]  # fmt: skip
-    if script == "model_width":
-        env["TRAIN"] = ""
     text = shell(script, env)
 
     runs = [p.parent for p in (tmp_path / "out/runs").glob("*/*/training_options.json")]
@@ -95,7 +95,7 @@ def test_factor_in_a_tiny_setting(script, python, tmp_path):
 @pytest.mark.slow
 def test_an_interrupted_run_continues(python, tmp_path):
     env = {"SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "PYTHON": python, "JOBS": "1"}
-    env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--tick=1 --dump=1"}
+    env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--tick=1 --dump=1 --batch=100"}
     run = tmp_path / "out/runs/8/10-seed1"
     shell("model_width", env | {"DURATION": "16"})
     first = sorted(run.glob("training-state-*.pt"))[0]
@@ -138,6 +138,7 @@ def test_a_run_on_another_source_is_refused(python, tmp_path):
     env = {
         "SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "PYTHON": python, "JOBS": "1",
         "OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "DURATION": "0.05", "SOURCE": str(source),
+        "TRAIN": LARGE, "MEASURE": "--steps=3",
     }  # fmt: skip
     np.savez(source, images=digits.astype(np.uint8), labels=np.arange(40) % 10)
     shell("model_width", env)

@@ -53,7 +53,7 @@ def main(address: str) -> None:
         "matplotlib.figure",
         "scipy.special",
         "sklearn.datasets",
-        "torch",
+        "torch._dynamo",
         "tqdm",
         "train",
         "mem_ratio",

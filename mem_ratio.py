@@ -34,7 +34,6 @@ from memorization.measure.subjects import (
     trained_images,
     watch_snapshots,
 )
-from memorization.plots import check_format, gap_curves, neighbour_grid, ratio_histogram
 from memorization.records import format_int_list, jsonl_path, setting
 from memorization.stats.sequential import error_share
 from torch_utils import distributed as dist
@@ -295,12 +294,14 @@ def main(
         log_path = Path(log) if log is not None else run_dir / "mem_traj.log"
         check_file(log_path, "--log")
         figures = [path for path in (grid, hist) if path is not None]
+        if figures or gap is not None:
+            from memorization import plots  # matplotlib takes a second to load
         for folder in [log_path.parent / "knn-dist", *([save_images] if save_images is not None else [])]:
             check_folder(folder)
         jsonl = jsonl_path(log_path)
         check_file(jsonl)
         for path in figures:
-            check_format(path)
+            plots.check_format(path)
 
         reference = None
         if images or model is not None:
@@ -367,7 +368,7 @@ def main(
         if gap is not None:
             gap_path = log_path.parent / "gap.png"
             title = f"{log_path.parent.absolute().name}, |D| = {len(reference.images)}"
-            dist.on_rank0(gap_curves, list(evaluator.records.values()), gap_path, title=title)
+            dist.on_rank0(plots.gap_curves, list(evaluator.records.values()), gap_path, title=title)
             dist.print0(f"Gap:         {gap_path}")
         dist.print0(f"Highest:     {describe(record, task, quality=judge)}")
         if "repeats" in record:
@@ -385,11 +386,11 @@ def main(
             shown_seeds = format_int_list(sorted(task.seeds)[:GRID_SEEDS])
             title = f"{best.name}, |D| = {reference.dataset_size}, seeds {shown_seeds}"
             how = dict(distance=shown.knn_distance, title=title)
-            dist.on_rank0(neighbour_grid, shown.images, nearest, grid, **how)
+            dist.on_rank0(plots.neighbour_grid, shown.images, nearest, grid, **how)
             dist.print0(f"Grid:        {grid}")
         if hist is not None:
             how = dict(thresholds=[THRESHOLD, *thresholds], title=best.name)
-            dist.on_rank0(ratio_histogram, evaluator.rows(best).knn_distance, hist, **how)
+            dist.on_rank0(plots.ratio_histogram, evaluator.rows(best).knn_distance, hist, **how)
             dist.print0(f"Histogram:   {hist}")
         dist.print0(f"Log:         {log_path}\nRecords:     {jsonl}\nDistances:   {log_path.parent / 'knn-dist'}")
         left_out = [name for each in evaluators for name in each.left_out]

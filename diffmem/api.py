@@ -17,7 +17,6 @@ from memorization.measure.gap import Gap, gap_to_optimum
 from memorization.measure.knn import Neighbors
 from memorization.measure.ratio import check_reference
 from memorization.measure.samples import ARRAYS, Fit, Samples, read_array, to_images
-from memorization.plots import neighbour_grid, ratio_histogram
 from memorization.runs import Run, read_run
 from memorization.stats.intervals import wilson_interval
 from training.dataset import ImageFolderDataset
@@ -72,6 +71,8 @@ class Measurement:
 
     def grid(self, path: str | os.PathLike, count: int = 32) -> None:
         """Draw the first `count` images above their nearest training images."""
+        from memorization.plots import neighbour_grid  # matplotlib takes a second to load
+
         rows = range(min(count, self.num_samples))
         images = self._images.images(rows) if isinstance(self._images, Samples) else self._images[: len(rows)]
         nearest = self._training[np.searchsorted(self._rows, self.indices[: len(rows), 0])]
@@ -79,6 +80,8 @@ class Measurement:
 
     def histogram(self, path: str | os.PathLike) -> None:
         """Draw the distribution of d1/d2."""
+        from memorization.plots import ratio_histogram
+
         ratio_histogram(self.distances, path, thresholds=[self.threshold])
 
     def to_dict(self) -> dict[str, Any]:

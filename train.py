@@ -11,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from click.core import ParameterSource
 
 from dnnlib import EasyDict
-from dnnlib.cli import Float, IntList, report_errors
+from dnnlib.cli import Float, IntList, WordList, report_errors
 from dnnlib.images import left_out_sentence
 from dnnlib.repeats import Repeats
 from dnnlib.util import Logger
 from dnnlib.versions import versions
+from memorization.measure.feature_space import FeatureSpace
+from memorization.measure.features import TRUST, load_features
+from memorization.measure.gap import ImageSet
 from memorization.measure.monitor import MemorizationMonitor, stop_reason
+from memorization.measure.quality import MEASURES
+from memorization.measure.quality_meter import QualityMeter
 from memorization.report.commands import command_text, command_words
 from torch_utils import distributed as dist
 from torch_utils.determinism import deterministic_algorithms
@@ -38,6 +44,7 @@ from training.snapshots.snapshot import check_tensors, load_network
 from training.training_loop import OPTIMIZERS, EndOfRun, check_state, make_network, split_batch, training_loop
 
 ONLY_SAID = ("desc", "overwrite", "dry_run", "show_options", "seed")  # options that a continuing command has no use for
+QUALITY_OPTIONS = ("quality_eval", "quality_measures", "quality_space", "quality_features", "best_mem_below")
 NO_IMAGE = "classes without an image"
 LATEST = "latest"  # --resume: the newest whole training state
 EXIT_STOPPED = 75  # a signal ended the run early and its state is saved (EX_TEMPFAIL: try again)
@@ -50,6 +57,7 @@ COUNT, COUNT_OR_0 = click.IntRange(min=1), click.IntRange(min=0)
 CHANNELS, BLOCKS = click.IntRange(1, 1 << 16), click.IntRange(1, 64)  # as in training.snapshots.arguments
 SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
 LIST, WIDTHS = IntList(), IntList(max=1 << 10)
+QUALITIES = WordList(MEASURES)
 FLAG = object()  # a type without a value
 
 
@@ -109,6 +117,13 @@ def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = 
 @option("--mem-eval", COUNT, None, "Measure the memorization ratio of N generated images at each snapshot", "N")
 @option("--stop-at-mem", RATIO, None, "End the run when this ratio stays at or above R, 0 to 1", "R")
 @option("--stop-patience", COUNT, 2, "At how many snapshots in a row, for --stop-at-mem", "INT")
+@option("--quality-eval", str, None, "Measure the quality of the images of --mem-eval, too, against held-out ones",
+        "ZIP|DIR|NPZ|NPY")
+@option("--quality-measures", QUALITIES, "frechet", "By which measures; the first chooses the best snapshot",
+        ",".join(MEASURES))
+@option("--quality-space", ["pca", "pixels"], "pca", "Where: principal components of held-out pixels, or pixels")
+@option("--quality-features", str, None, "There: in features of a TorchScript network, whose code is run", "PT")
+@option("--best-mem-below", RATIO, 0.1, "best.json names the best snapshot with a ratio below R, 0 to 1", "R")
 @option("--tensorboard", FLAG, None, "Write TensorBoard event files into the run folder, too")
 # What is written, and where to begin.
 @option("--desc", str, None, "Text at the end of the name of the run folder", "STR")
@@ -362,6 +377,15 @@ def conditions(opts: EasyDict) -> dict[str, tuple[bool, str]]:
         "final_ema": (opts.ema_mode == "mode4", f"--final-ema belongs to --ema_mode=mode4, not to {opts.ema_mode}"),
         "stop_at_mem": (opts.mem_eval is not None, "--stop-at-mem needs --mem-eval=N, the number of images to measure"),
         "stop_patience": (opts.stop_at_mem is not None, "--stop-patience belongs to --stop-at-mem"),
+        "quality_eval": (opts.mem_eval is not None, "--quality-eval needs --mem-eval=N, the number of images"),
+        **{
+            name: (opts.quality_eval is not None, f"--{name.replace('_', '-')} belongs to --quality-eval=DATASET")
+            for name in ("quality_measures", "quality_features", "best_mem_below")
+        },
+        "quality_space": (
+            opts.quality_eval is not None and opts.quality_features is None,
+            "--quality-space belongs to --quality-eval=DATASET, without --quality-features",
+        ),
         "overwrite": (opts.nosubdir, "--overwrite belongs to --nosubdir; else each run gets a folder of its own"),
     }
 
@@ -394,7 +418,26 @@ def make_observer(opts: EasyDict, dataset: ImageFolderDataset, device: torch.dev
     return MemorizationMonitor(
         originals, opts.mem_eval, batch=batch, device=device,
         stop_at=opts.stop_at_mem, patience=opts.stop_patience, grid=opts.tensorboard,
+        quality=quality_meter(opts, originals, device), best_below=opts.best_mem_below,
     )  # fmt: skip
+
+
+def quality_meter(opts: EasyDict, originals: np.ndarray, device: torch.device) -> QualityMeter | None:
+    """What measures --quality-eval, if it is given."""
+    if opts.quality_eval is None:
+        return None
+    space = features = None
+    if opts.quality_features is not None:
+        dist.print0(f"Note: {TRUST}")
+        network = load_features(opts.quality_features, device, shape=originals.shape[1:])
+        space, features = "features", FeatureSpace(network, originals, device)
+    heldout = ImageSet.read(opts.quality_eval)
+    meter = QualityMeter(
+        originals, heldout, opts.quality_measures, space=space or opts.quality_space, features=features, device=device
+    )
+    for reason, number in meter.left_out.items():
+        dist.print0(f"Note: {number} {reason} are left out.")
+    return meter
 
 
 def network_arguments(opts: EasyDict) -> dict:
@@ -445,6 +488,7 @@ def recorded_options(opts: EasyDict, start: Start) -> dict:
     used |= {k: opts[k] for k in ["arch", "precond", "cond", "duration", "ema", "num_blocks", "num_channels", "embed"]}
     used |= dict(mem_eval=opts.mem_eval, stop_at_mem=opts.stop_at_mem)
     used["stop_patience"] = opts.stop_patience if opts.stop_at_mem is not None else None
+    used |= {key: opts[key] if opts.quality_eval is not None else None for key in QUALITY_OPTIONS}
     used["deterministic"] = opts.deterministic
     used |= dict(total_kimg=c.total_nimg / 1000, num_processes=dist.get_world_size(), versions=versions())
     used |= dict(transfer=opts.transfer, resume=opts.resume if opts.resume != LATEST else None, threads=start.threads)
@@ -468,6 +512,9 @@ def print_options(opts: EasyDict, start: Start, run_dir: Path, device: torch.dev
     interval = c.kimg_per_tick * c.snapshot_ticks
     if opts.mem_eval is not None:
         facts["Evaluation"] = f"{opts.mem_eval} images at each snapshot, every {interval} kimg and at the end"
+    if opts.quality_eval is not None:
+        facts["Quality"] = f"{', '.join(opts.quality_measures)} against {opts.quality_eval}"
+        facts["best.json"] = f"best {opts.quality_measures[0]} with a ratio below {opts.best_mem_below:g}"
     if opts.stop_at_mem is not None:
         times = f"{opts.stop_patience} snapshot" + ("s in a row" if opts.stop_patience > 1 else "")
         facts["Ends early"] = f"at a memorization ratio of {opts.stop_at_mem:g} or more at {times}"

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -32,6 +32,22 @@ class IntList(click.ParamType):
         if self.max is not None and max(numbers) > self.max:
             self.fail(f"{max(numbers)} is larger than {self.max}.", param, ctx)
         return numbers
+
+
+class WordList(click.ParamType):
+    """Command-line type of a list of some of these words, each once: ``a,b``."""
+
+    name = "list"
+
+    def __init__(self, words: Iterable[str]):
+        self.words = tuple(words)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        parts = value if isinstance(value, list) else [part.strip() for part in value.split(",")]
+        for part in parts:
+            if part not in self.words:
+                self.fail(f"{part!r} is not one of {', '.join(self.words)}.", param, ctx)
+        return list(dict.fromkeys(parts))
 
 
 class Float(click.FloatRange):

@@ -6,13 +6,14 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dnnlib.limits import parse_json
 from dnnlib.util import flatten
+from memorization.measure.quality import MEASURES
 from memorization.records import SETTINGS, images_seen, jsonl_path, read_trajectory, setting
 from memorization.stats.intervals import wilson_interval
 from training.precision import saved_precision
@@ -28,7 +29,8 @@ OTHER_MEASUREMENTS = "measurements of snapshots that were measured more than onc
 # holds fixed.
 _WHICH = {"data", "seed", "outdir", "desc", "nosubdir", "overwrite", "resume", "dry_run", "show_options"}
 HOW_RUN = {"batch_gpu", "fp16", "compile", "ls", "bench", "deterministic", "cache", "workers", "device", "mem_eval",
-           "stop_patience", "tensorboard", "tick", "snap", "dump", "keep_states", "max_nan_ticks"}  # fmt: skip
+           "stop_patience", "quality_eval", "quality_measures", "quality_space", "quality_features",
+           "best_mem_below", "tensorboard", "tick", "snap", "dump", "keep_states", "max_nan_ticks"}  # fmt: skip
 # Consequences of the options and of the images, which older run folders name beside them.
 _CONSEQUENCES = {"dataset_kwargs.max_size", "dataset_kwargs.empty_classes", "training_images",
                  "dataset_kwargs.resolution", "dataset_kwargs.use_labels", "total_nimg",
@@ -67,6 +69,15 @@ class SnapshotPoint:
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the ratio."""
         return wilson_interval(self.num_memorized, self.num_samples)
+
+
+@dataclass(frozen=True)
+class QualityCurve:
+    """Quality over the training of a run, by one measure."""
+
+    label: str = ""
+    points: tuple[tuple[float, float, float, float], ...] = ()  # epoch, value, interval
+    floors: dict[str, float] = field(default_factory=dict)  # of the training set and of held-out images
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,36 @@ class Run:
         """(epoch, mean loss since the entry before)."""
         losses = {entry["Progress/kimg"]: entry["Loss/loss"] for entry in self.statistics if "Loss/loss" in entry}
         return [(1000 * kimg / self.size, loss) for kimg, loss in sorted(losses.items())]
+
+    @property
+    def quality(self) -> QualityCurve:
+        """By the first measure: of mem_traj.jsonl, or else what train.py --quality-eval noted in stats.jsonl.
+
+        Measurements with other settings than the last one's cannot be drawn in one line, and are left out.
+        """
+        records = [r for r in self.counted if r.get("quality")]
+        if records:
+            last = records[-1]["quality"]
+            name = next(iter(last["measures"]))
+            how = ("dataset_sha256", "num_reference", "space", "num_samples")
+            same = [r for r in records if all(r["quality"][key] == last[key] for key in how)]
+            same = [r for r in same if name in r["quality"]["measures"]]
+            points = [
+                (images_seen(r) / self.size, e["value"], e["ci_low"], e["ci_high"])
+                for r in same for e in [r["quality"]["measures"][name]]
+            ]  # fmt: skip
+            floors = {key: floor["measures"].get(name) for key, floor in last["floors"].items()}
+            floors = {key: entry["value"] for key, entry in floors.items() if entry is not None}
+        else:
+            names = self.options.get("quality_measures") or []
+            name = names[0] if names else ""
+            keys = [f"Quality/{name}{end}" for end in ("", "_ci_low", "_ci_high")]
+            entries = [entry for entry in self.statistics if all(key in entry for key in keys)]
+            points = [(1000 * e["Progress/kimg"] / self.size, *(e[key] for key in keys)) for e in entries]
+            ends = {key: f"Quality/{name}_{key}" for key in ("training", "heldout")}
+            floors = {key: entries[-1][end] for key, end in ends.items() if entries and end in entries[-1]}
+        label = MEASURES[name].label if name in MEASURES else name
+        return QualityCurve(label, tuple(points), floors)
 
     @property
     def seconds(self) -> float | None:

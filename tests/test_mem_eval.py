@@ -17,7 +17,9 @@ from test_training import ROOT, TINY, last_snapshot, stats, weights
 
 import mem_ratio
 import train
+from memorization.measure.gap import ImageSet
 from memorization.measure.monitor import MemorizationMonitor, stop_reason
+from memorization.measure.quality_meter import QualityMeter
 from memorization.measure.ratio import measure_network
 from training.dataset import ImageFolderDataset
 from training.observer import image_grid
@@ -227,10 +229,11 @@ def test_terminated_while_measuring(run_dir, base, tmp_path, run_cli):
 
 
 @pytest.mark.slow
-def test_two_processes_measure_together_and_stop(base, small_zip, tmp_path):
+def test_two_processes_measure_together_and_stop(base, small_zip, heldout, tmp_path):
     """The first evaluation is that of one process; the second is interrupted."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     args = ["--outdir", tmp_path, *base, "--duration=1000", "--mem-eval=101", "--tensorboard"]
+    args += [f"--quality-eval={heldout}", "--quality-measures=coverage,kernel"]
     process = subprocess.Popen(
         [*command, str(ROOT / "train.py"), *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         cwd=ROOT,
@@ -242,11 +245,17 @@ def test_two_processes_measure_together_and_stop(base, small_zip, tmp_path):
     assert "Memorization/ratio" not in stats(tmp_path)[-1] and list(tmp_path.glob("training-state-*.pt"))
 
     net, _ = load_network(tmp_path / "network-snapshot-000001.safetensors")
-    alone = measure_network(net, ImageFolderDataset(small_zip).images(), range(101))
+    training = ImageFolderDataset(small_zip).images()
+    alone = measure_network(net, training, range(101), keep_images=True)
+    meter = QualityMeter(training, ImageSet.read(heldout), ["coverage", "kernel"])
+    judged = meter.measure(range(101), meter.embed(alone.images))["measures"]
     line = stats(tmp_path)[1]
     assert line["Memorization/num_samples"]["mean"] == 101
     assert line["Memorization/ratio"]["mean"] == alone.ratio
     assert line["Memorization/mean_distance"]["mean"] == pytest.approx(alone.mean_distance, rel=1e-12)
+    for name, entry in judged.items():
+        assert line[f"Quality/{name}"]["mean"] == pytest.approx(entry["value"], rel=1e-9)
+    assert json.loads((tmp_path / "best.json").read_text())["snapshot"] is not None
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
 
 
@@ -382,3 +391,91 @@ def test_runs_that_start_together_get_different_numbers(tmp_path):
     names = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
     assert len(names) == 32 and len({name.split("-")[0] for name in names}) == 32
     assert [path.name for path in tmp_path.glob(".*")] == [".00003.claimed"]
+
+
+# ----------------------------------------------------------------------------
+# Quality, and the best snapshot.
+
+
+@pytest.fixture(scope="module")
+def heldout(digits, tmp_path_factory):
+    path = tmp_path_factory.mktemp("heldout") / "heldout.npz"
+    np.savez(path, images=digits[50:450])
+    return path
+
+
+def test_quality_is_that_of_mem_ratio_and_the_best_snapshot_is_named(base, small_zip, heldout, tmp_path, run_cli):
+    """Untrained for two snapshots, all of which are under the bound: the one of the smaller distance is the best."""
+    judged = [f"--mem-eval={N}", f"--quality-eval={heldout}", "--quality-measures=kernel,coverage"]
+    out = run_cli(train.main, ["--outdir", tmp_path / "run", *base, *judged]).output
+    assert "best kernel with a ratio below 0.1" in out
+    args = ["--expdir", tmp_path / "run", "--knn-ref", small_zip, f"--seeds=0-{N - 1}", "--device=cpu"]
+    measures = ["--quality", heldout, "--quality-measures=kernel,coverage", "--log", tmp_path / "out/mem_traj.log"]
+    run_cli(mem_ratio.main, [*args, *measures])
+    records = [json.loads(line) for line in (tmp_path / "out/mem_traj.jsonl").read_text().splitlines()]
+    records = sorted(records, key=lambda r: r["kimg"])
+    lines = stats(tmp_path / "run")
+    for record, line in zip(records, lines[1:]):
+        for name, entry in record["quality"]["measures"].items():
+            assert line[f"Quality/{name}"]["mean"] == pytest.approx(entry["value"], rel=1e-12)
+            assert line[f"Quality/{name}_ci_low"]["mean"] == pytest.approx(entry["ci_low"], rel=1e-12)
+        for key, floor in record["quality"]["floors"].items():
+            assert line[f"Quality/kernel_{key}"]["mean"] == floor["measures"]["kernel"]["value"]
+    best = json.loads((tmp_path / "run/best.json").read_text())
+    expected = min(records, key=lambda r: r["quality"]["measures"]["kernel"]["value"])
+    assert best["snapshot"] == expected["snapshot"] and (tmp_path / "run" / best["snapshot"]).is_file()
+    assert best["quality"] == expected["quality"] and best["ratio"] == expected["ratio"]
+
+    # Resumed from before the end, the same file comes again, byte for byte; a run whose images are copies has no best.
+    state = tmp_path / "run/training-state-000001.pt"
+    run_cli(train.main, ["--outdir", tmp_path / "again", *base, *judged, "--resume", state])
+    assert (tmp_path / "again/best.json").read_bytes() == (tmp_path / "run/best.json").read_bytes()
+
+
+def test_copies_are_no_best_snapshot(noise_zip, heldout, tmp_path, run_cli):
+    args = ["--nosubdir", "--data", noise_zip, "--duration=20", "--lr=1e-9", *TINY, "--mem-eval=1"]
+    monitor = MemorizationMonitor(np.zeros((2, 1, 8, 8), np.uint8), 1)
+    assert monitor.state_dict() == {"history": [], "best": None}
+    message = "frechet needs 26 generated images at least"
+    result = run_cli(train.main, ["--outdir", tmp_path / "a", *args, f"--quality-eval={heldout}"], code=1)
+    assert message in result.stderr and not (tmp_path / "a").exists()
+    args += [f"--quality-eval={heldout}", "--quality-measures=coverage", "--mem-eval=2", "--best-mem-below=0.5"]
+    run_cli(train.main, ["--outdir", tmp_path / "b", *args])
+    best = json.loads((tmp_path / "b/best.json").read_text())
+    assert stats(tmp_path / "b")[-1]["Memorization/ratio"]["mean"] >= 0.5
+    assert best == {"snapshot": None, "measure": "coverage", "mem_below": 0.5}
+
+
+def test_a_best_snapshot_of_other_settings_is_dropped():
+    class Meter:
+        measures = ("recall",)
+
+        def holds(self, record):
+            return record["quality"]["space"] == "pca"
+
+    def quality(value, space="pca", num_samples=9):
+        return {"space": space, "num_samples": num_samples, "measures": {"recall": {"value": value}}}
+
+    monitor = MemorizationMonitor(np.zeros((2, 1, 8, 8), np.uint8), 9)
+    monitor.quality = Meter()
+    assert monitor._name_best(1000, 0.2, quality(0.9))["snapshot"] is None
+    assert monitor._name_best(2000, 0.0, quality(0.5))["snapshot"] == "network-snapshot-000002.safetensors"
+    assert monitor._name_best(3000, 0.05, quality(0.4))["nimg"] == 2000
+    assert monitor._name_best(4000, 0.05, quality(0.6))["nimg"] == 4000
+    assert monitor._name_best(5000, 0.1, quality(0.9))["nimg"] == 4000
+    assert monitor._name_best(6000, 0.0, quality(0.1, num_samples=5))["nimg"] == 6000
+    monitor.best["quality"]["space"] = "pixels"
+    assert monitor._name_best(7000, 0.3, quality(0.1))["snapshot"] is None
+
+
+def test_options_of_quality_belong_together(small_zip, heldout, tmp_path, run_cli):
+    args = ["--outdir", tmp_path / "x", "--data", small_zip, *TINY]
+    for more, message in [
+        ([f"--quality-eval={heldout}"], "needs --mem-eval"),
+        (["--mem-eval=9", "--best-mem-below=0.2"], "--best-mem-below belongs to --quality-eval"),
+        (["--mem-eval=9", "--quality-space=pixels"], "--quality-space belongs to --quality-eval"),
+        (["--mem-eval=99", f"--quality-eval={small_zip}"], "is the training set itself"),
+    ]:
+        assert message in run_cli(train.main, [*args, *more], code=1).stderr
+    assert "'fid' is not one of" in run_cli(train.main, [*args, "--quality-measures=fid"], code=2).stderr
+    assert not (tmp_path / "x").exists()

@@ -22,6 +22,7 @@ class Observation:
     status: str = ""  # end of the status line
     stop: str | None = None  # why the run is to end here; the same on all ranks
     images: dict[str, np.ndarray] = field(default_factory=dict)  # for TensorBoard, uint8 [H, W, 3]; of rank 0
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # for the run folder: name and content, as JSON
 
 
 class Observer(Protocol):

@@ -33,6 +33,7 @@ from training.optimizer import Adam, clean_gradients
 from training.precision import arithmetic, compile_step, prepare_denoiser, saved_precision, set_precision
 from training.run import checkpoint
 from training.run.events import EventLog
+from training.run.run_dir import write_json
 from training.run.state import write_run_state
 from training.run.stats_log import StatsLog
 from training.snapshots.snapshot import load_tensors, save_snapshot
@@ -232,6 +233,8 @@ def training_loop(
                     bar.set_description("")
                     stopping = seen is None and not done  # a signal came meanwhile
                     seen = seen or Observation()
+                    for file, entries in seen.files.items():
+                        dist.on_rank0(write_json, Path(run_dir) / file, entries)
                     reason = seen.stop or reason
                     done = done or seen.stop is not None
             for key, value in {"Progress/lr": lr, "Progress/ema_beta": beta, **seen.values}.items():
@@ -538,7 +541,14 @@ def _tell(run_dir: str | os.PathLike, state: str, nimg: int, reason: str = "") -
 
 def _remove_leftovers(run_dir: str | os.PathLike) -> None:
     """Remove the temporary files of a run that was killed while it wrote (see `dnnlib.util.atomic_write`)."""
-    for name in ("training-state-*", "network-snapshot-*", "run-state.json", "training_options.json", "stats.jsonl"):
+    for name in (
+        "training-state-*",
+        "network-snapshot-*",
+        "run-state.json",
+        "training_options.json",
+        "stats.jsonl",
+        "best.json",
+    ):
         for path in Path(run_dir).glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
 

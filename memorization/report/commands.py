@@ -57,6 +57,9 @@ def measure_command(record: dict[str, Any], expdir: str | PurePath) -> list[str]
         more += ["--other-reference"] if record.get("other_reference") else []
         more += [f"--threshold={text}" for text in record.get("thresholds") or {}]
         more += [f"--criterion={name}" for name in record.get("criteria") or {} if not name.startswith(FEATURES)]
+        if (quality := record.get("quality")) and quality["space"]["name"] != "features":
+            more += [f"--quality={quality['dataset']}", f"--quality-measures={','.join(quality['measures'])}"]
+            more += [f"--quality-space={quality['space']['name']}"]
         return _script("mem_ratio.py", 1) + _flags(named) + more
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise ValueError(f"mem_traj.jsonl lacks settings ({type(err).__name__}: {err}).") from None

@@ -23,7 +23,7 @@ from memorization.curve.figures import curve_figure, trajectory_figure
 from memorization.curve.lines import Line, curve_lines, line_notes, trajectories
 from memorization.report.commands import FEATURES, command_text, measure_command, train_command
 from memorization.report.folder import RunsFolder, common, differing, find_pictures, find_plans
-from memorization.runs import NO_FACTOR, Run
+from memorization.runs import NO_FACTOR, QualityCurve, Run
 from memorization.selection import on_other_images
 
 CHARTS = 60  # runs of which the training is drawn
@@ -323,11 +323,12 @@ def _training(study: RunsFolder, level: float) -> dict[str, Any]:
 
 
 def _chart(name: str, run: Run, level: float) -> dict[str, Any]:
-    """Ratio above loss, both over epochs: the paths, dots and texts of an inline SVG."""
+    """Ratio above loss, and above quality, where it was measured, over epochs: paths, dots, texts of an inline SVG."""
     left, right, top, middle, low, bottom = 34, 252, 8, 78, 92, 134  # of the two panels, in units of the drawing
     ratios = [(s.nimg / run.size, s.ratio, *s.interval) for s in run.snapshots]
     losses = [(x, loss) for x, loss in run.losses if loss > 0]
-    end = max([run.epochs, *(r[0] for r in ratios), *(x for x, _ in losses)])
+    quality = run.quality
+    end = max([run.epochs, *(r[0] for r in ratios), *(x for x, _ in losses), *(q[0] for q in quality.points)])
     x = _scale(0, end, left, right)
     y = _scale(0, 1, middle, top)
 
@@ -340,11 +341,21 @@ def _chart(name: str, run: Run, level: float) -> dict[str, Any]:
         texts += [(left - 4, low + 6, f"{most:.2g}", "end"), (left - 4, bottom, f"{least:.2g}", "end")]
     else:
         texts.append(((left + right) / 2, (low + bottom) / 2, "no loss recorded", "middle"))
-    texts += [(left, bottom + 13, "0", "middle"), (right, bottom + 13, f"{end:,.0f} epochs", "end")]
+    height = bottom
+    drawn = None
+    if quality.points:
+        panel_top, height = bottom + 14, bottom + 66
+        drawn = _quality_panel(quality, x, (panel_top, height), right)
+        texts += [(left - 4, panel_top + 6, drawn["most"], "end"), (left - 4, height, drawn["least"], "end")]
+        texts += [(right, panel_top + 2, quality.label, "end")]
+    texts += [(left, height + 13, "0", "middle"), (right, height + 13, f"{end:,.0f} epochs", "end")]
     return {
-        "name": name, "size": f"{run.size:,}", "width": 260, "height": 150,
-        "words": f"Memorization ratio and training loss of {name} over {end:,.0f} epochs",
-        "axes": f"M{left} {top}V{middle}H{right}M{left} {low}V{bottom}H{right}",
+        "name": name, "size": f"{run.size:,}", "width": 260, "height": height + 16,
+        "words": f"Memorization ratio and training loss of {name} over {end:,.0f} epochs"
+        + (f", and {quality.label}" if drawn else ""),
+        "axes": f"M{left} {top}V{middle}H{right}M{left} {low}V{bottom}H{right}"
+        + (f"M{left} {panel_top}V{height}H{right}" if drawn else ""),
+        "quality": drawn,
         "level": f"M{left} {y(level)}H{right}",
         "intervals": [f"M{x(e)} {y(below)}V{y(above)}" for e, _, below, above in ratios],
         "ratio": _path([(x(e), y(r)) for e, r, *_ in ratios]),
@@ -353,6 +364,21 @@ def _chart(name: str, run: Run, level: float) -> dict[str, Any]:
             for e, ratio, *interval in ratios
         ],
         "loss": loss, "texts": texts,
+    }  # fmt: skip
+
+
+def _quality_panel(
+    quality: QualityCurve, x: Callable[[float], float], panel: tuple[float, float], right: float
+) -> dict[str, Any]:
+    """Quality over epochs, linear; dashed, the values of the training set and of held-out images."""
+    top, bottom = panel
+    values = [value for _, value, *_ in quality.points] + list(quality.floors.values())
+    least, most = min(values), max(values)
+    y = _scale(least, most, bottom - 2, top + 2)
+    return {
+        "least": f"{least:.2g}", "most": f"{most:.2g}", "path": _path([(x(e), y(v)) for e, v, *_ in quality.points]),
+        "floors": [(f"M{x(0)} {y(value)}H{right}", f"{name}: {value:.4g}") for name, value in quality.floors.items()],
+        "dots": [(x(e), y(v), f"epoch {e:,.0f}: {v:.4g} [{a:.4g}, {b:.4g}]") for e, v, a, b in quality.points],
     }  # fmt: skip
 
 
@@ -415,8 +441,10 @@ def _commands(study: RunsFolder, again: str) -> list[tuple[str, list[str], list[
         try:
             for record in run.measurements:
                 lines.append(command_text(measure_command(record, target)))
-                if any(name.startswith(FEATURES) for name in record.get("criteria") or {}):
-                    notes.append("Measured in features, too: add --features with the TorchScript file.")
+                in_features = ((record.get("quality") or {}).get("space") or {}).get("name") == "features"
+                if in_features or any(name.startswith(FEATURES) for name in record.get("criteria") or {}):
+                    what = " and --quality with the held-out images" if in_features else ""
+                    notes.append(f"Measured in features, too: add --features with the TorchScript file{what}.")
         except ValueError as err:
             notes.append(f"No command for the measurement: {err}")
         parts.append((name, notes, lines))

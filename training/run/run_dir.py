@@ -24,7 +24,7 @@ MEASUREMENTS = ("mem_traj.jsonl", "mem_traj.log", "knn-dist")
 # What --overwrite removes: all that training and measuring write into a run folder by themselves.
 _CONTENT = (
     "network-snapshot-*.safetensors", "network-snapshot-*.pkl", "training-state-*.pt", OPTIONS, RUN_STATE,
-    "stats.jsonl", "log.txt", "events.out.tfevents.*", "mem_traj*", "knn-dist",
+    "stats.jsonl", "log.txt", "events.out.tfevents.*", "mem_traj*", "knn-dist", "best.json",
 )  # fmt: skip
 
 
@@ -164,3 +164,9 @@ def _restarts_left() -> bool:
     """Whether torchrun starts the processes again when one of them fails."""
     done, limit = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     return done < limit
+
+
+def write_json(path: str | os.PathLike, entries: dict[str, Any]) -> None:
+    """Write a file of a run as JSON, atomically."""
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(entries, indent=2, allow_nan=False) + "\n")

@@ -1,20 +1,37 @@
 """Convert images from where they are published into the dataset zip that training reads."""
 
+import re
 from dataclasses import replace
 
 import click
 
-from dataset_utils import cli
+from dataset_utils import cli, subsets
 from dataset_utils.crops import MAX_CROPS, cut_crops
 from dataset_utils.sources import CLASS_ORDERS, open_source
 from dataset_utils.transforms import make_transform
 from dnnlib.cli import report_errors
 
 
+class Part(click.ParamType):
+    """Command-line type of ``K/N``, the K-th of N parts, counted from 0."""
+
+    name = "K/N"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value, flags=re.ASCII)
+        if not match or int(match[1]) >= int(match[2]):
+            self.fail(f'"{value}" is no part; the halves of a set are 0/2 and 1/2.', param, ctx)
+        return int(match[1]), int(match[2])
+
+
 @click.command()
 @cli.source_option
 @cli.dest_option
 @click.option("--max-images", metavar="INT", type=click.IntRange(min=1), help="Take the first so many images.")
+@click.option(
+    "--split", metavar="K/N", type=Part(),
+    help="Take every N-th image beginning with number K (from 0), before --max-images: parts without a common image.",
+)  # fmt: skip
 @cli.transform_option
 @cli.resolution_option
 @cli.workers_option
@@ -42,6 +59,7 @@ def main(
     source: str,
     dest: str,
     max_images: int | None,
+    split: tuple[int, int] | None,
     transform: str | None,
     resolution: tuple[int, int] | None,
     workers: int,
@@ -87,6 +105,8 @@ def main(
           --resolution=8x8
       python dataset_tool.py --source=photos/ --dest=datasets/patches.zip \\
           --crops=16 --resolution=64x64
+      python dataset_tool.py --source=digits --dest=half-a.zip --split=0/2
+      python dataset_tool.py --source=digits --dest=half-b.zip --split=1/2
 
     Images must come out square, all of one size that is a power of two, and all gray or all RGB; 8 bits
     per channel, no transparency. --resolution scales with a Lanczos filter. --transform=center-crop first
@@ -108,7 +128,8 @@ def main(
         if resolution is None or transform == "center-crop-wide":
             raise click.UsageError("--crops needs --resolution, for example 64x64, and not center-crop-wide.")
         transform_image = replace(transform_image, crops=crops)
-    with open_source(source, max_images, class_order, coarse, classes) as images:
+    with open_source(source, max_images if split is None else None, class_order, coarse, classes) as images:
+        images = images if split is None else subsets.part(images, *split, max_images)
         images = cut_crops(images, crops) if crops is not None else images
         cli.write_and_report(images, dest, transform=transform_image, workers=workers)
 

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,27 @@ from dnnlib.images import left_out_sentence
 from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
 from memorization.curve.compare import compare_runs, comparison_record, write_distances
-from memorization.curve.figures import curve_figure, trajectory_figure
-from memorization.curve.files import write_curve_csv, write_curve_json, write_json, write_record, write_trajectory_csv
-from memorization.curve.lines import INTERPOLATIONS, REPLICATES, Line, curve_lines, line_notes, trajectories
+from memorization.curve.figures import curve_figure, timescales_figure, trajectory_figure
+from memorization.curve.files import (
+    write_csv,
+    write_curve_csv,
+    write_curve_json,
+    write_json,
+    write_record,
+    write_trajectory_csv,
+)
+from memorization.curve.lines import AXES, INTERPOLATIONS, REPLICATES, Line, curve_lines, line_notes, trajectories
+from memorization.curve.quality import MEASURES, quality_notes, run_quality
+from memorization.curve.timescales import (
+    LEVEL,
+    TIMESCALE_COLUMNS,
+    TOLERANCE,
+    Timescales,
+    slope_text,
+    timescale_record,
+    timescale_rows,
+)
+from memorization.curve.timescales import timescales as find_timescales
 from memorization.measure.posterior import posterior_curves
 from memorization.plots import check_format, collapse_curve
 from memorization.records import format_int_list
@@ -64,6 +82,19 @@ _keep_option = click.option(
     multiple=True,
 )
 _title_option = click.option("--title", help="Title of the figure", metavar="TEXT")
+_quality_option = click.option(
+    "--quality",
+    help="Measure of quality to take  [default: the first that was measured]",
+    metavar="|".join(MEASURES),
+    type=click.Choice(list(MEASURES)),
+)
+
+
+def _x_option(default: str) -> Callable:
+    return click.option(
+        "--x", "axis", help="What counts the time", metavar="|".join(AXES), type=click.Choice(AXES), default=default,
+        show_default=True,
+    )  # fmt: skip
 
 
 @click.group(context_settings=dict(max_content_width=120))
@@ -154,6 +185,9 @@ def curve(
 @_runs_argument
 @_by_option
 @click.option("--per-run", help="One line per run, also where runs differ in the seed alone", is_flag=True)
+@_x_option("epochs")
+@click.option("--log", help="Logarithmic time axis", is_flag=True)
+@_quality_option
 @click.option(
     "--out", help="Figure; CSV and JSON lie beside it", metavar="FILE", default="trajectory.png", show_default=True
 )
@@ -165,12 +199,15 @@ def trajectory(
     runs: tuple[str, ...],
     by: str | None,
     per_run: bool,
+    axis: str,
+    log: bool,
+    quality: str | None,
     out: str,
     level: float,
     keep: tuple[str, ...],
     title: str | None,
 ) -> None:
-    """Draw R_mem over the epochs of training, a line for each |D| and each value of --by.
+    """Draw R_mem and, where it was measured, quality over the training, a line for each |D| and each value of --by.
 
     Runs of one |D| and value, which should differ in the seed alone, are averaged. The band is the 95 % interval
     of a single run, and reaches from the lowest to the highest of several. Runs that are no seeds of one setting are
@@ -181,6 +218,10 @@ def trajectory(
     \b
     # How memorization grows, for each |D|
     python emm.py trajectory training-runs --out=figures/epochs.png
+
+    \b
+    # Memorization beside quality (mem_ratio.py --quality), over the steps
+    python emm.py trajectory training-runs --x=steps --log --out=figures/clocks.png
 
     \b
     # With and without labels
@@ -194,26 +235,121 @@ def trajectory(
         raise ValueError(f"The level of EMM must lie between 0 and 1, not {level}; 0.9 is usual.")
     measured, left_out = read_runs(runs)
     selection = selected(measured, by, keep, left_out, averaged=not per_run)
-    lines, notes = trajectories(selection.runs, by, per_run=per_run)
+    qualities = {run.path: run_quality(run, quality) for run in selection.runs}
+    known = [q for q in qualities.values() if q is not None]
+    if quality is not None and not known:
+        raise ValueError(f"{quality} was measured of none of these runs; see mem_ratio.py --quality.")
+    if len({q.measure for q in known}) > 1:
+        raise ValueError("The runs have different measures of quality; choose one that all have with --quality.")
+    lines, notes = trajectories(
+        selection.runs, by, per_run=per_run, axis=axis,
+        quality=lambda run: () if (found := qualities[run.path]) is None else found.points,
+    )  # fmt: skip
+    notes += quality_notes(list(qualities.values()))
     for line in lines:
         warn_about(line.differing, line.name)
     for note in [*notes, *selection.remarks]:
         click.echo(f"Note: {note}.", err=True)
 
     width = max(4, *(len(line.name) for line in lines))
-    click.echo(f"{'line':<{width}} {'runs':>4} {'epochs':>10} {'R_mem % at the end':>19} {'highest':>8}  at epoch")
+    where = axis if axis != "epochs" else "epoch"
+    more = f"  {'best ' + known[0].measure:>15}  at {where}" if known else ""
+    click.echo(f"{'line':<{width}} {'runs':>4} {axis:>10} {'R_mem % at the end':>19} {'highest':>8}  at {where}{more}")
     for line in lines:
         best = int(line.ratio.argmax())
-        click.echo(
-            f"{line.name:<{width}} {len(line.runs):>4} {line.epochs[-1]:>10.0f} {100 * line.ratio[-1]:>19.2f} "
-            f"{100 * line.ratio[best]:>8.2f}  {line.epochs[best]:.0f}"
+        row = (
+            f"{line.name:<{width}} {len(line.runs):>4} {line.time[-1]:>10.0f} {100 * line.ratio[-1]:>19.2f} "
+            f"{100 * line.ratio[best]:>8.2f}  {line.time[best]:.0f}"
         )
-    trajectory_figure(lines, out, level=level, title=title)
+        if line.quality is not None:
+            value = line.quality.value
+            best = int(value.argmin() if known[0].less_is_better else value.argmax())
+            row = f"{row:<{width + 56}} {value[best]:>14.4g}  {line.quality.time[best]:.0f}"
+        click.echo(row)
+    floors = {q.heldout for q in known}
+    trajectory_figure(
+        lines, out, level=level, log=log, title=title, quality=known[0].label if known else None,
+        floor=floors.pop() if len(floors) == 1 else None,
+    )  # fmt: skip
     write_trajectory_csv(lines, table)
     counts = left_out_counts(left_out, selection)
     write_record(
         record, by=by, command=sys.argv, notes=[*notes, *selection.remarks], left_out=left_out, counts=counts,
         kept=as_text(selection.kept), joined=as_text(selection.joined),
+    )  # fmt: skip
+    click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}\n{left_out_sentence(counts)}")
+
+
+@main.command()
+@_runs_argument
+@_by_option
+@_x_option("steps")
+@click.option(
+    "--level", help="R_mem at which memorization has begun: tau_mem", metavar="FLOAT", type=_FRACTION, default=LEVEL,
+    show_default=True,
+)  # fmt: skip
+@click.option(
+    "--tolerance", help="Quality is reached this close to its best, as a share of the best: tau_gen", metavar="FLOAT",
+    type=Float(min=0, min_open=True), default=TOLERANCE, show_default=True,
+)  # fmt: skip
+@_quality_option
+@click.option(
+    "--out", help="Figure; CSV and JSON lie beside it", metavar="FILE", default="timescales.png", show_default=True
+)
+@_keep_option
+@_title_option
+@report_errors
+def timescales(
+    runs: tuple[str, ...],
+    by: str | None,
+    axis: str,
+    level: float,
+    tolerance: float,
+    quality: str | None,
+    out: str,
+    keep: tuple[str, ...],
+    title: str | None,
+) -> None:
+    """When do models become good, and when do they begin to copy? tau_gen and tau_mem per |D|, and how they grow.
+
+    tau_gen is the first time at which the quality (mem_ratio.py --quality) is within --tolerance of its best, tau_mem
+    the first at which R_mem reaches --level, between snapshots by a monotone curve. Intervals are over training seeds
+    where some |D| has several runs, else over images only, and say so; a time that is not reached is a bound. The slope
+    is that of log time on log |D|: 1 for tau_mem and 0 for tau_gen in Bonnaire et al. 2025. The figure has both times over
+    |D|, and R_mem over time / |D|, on which the curves fall onto one another where the slope is 1.
+
+    Examples:
+
+    \b
+    # All runs of a study
+    python emm.py timescales training-runs --out=figures/timescales.png
+
+    \b
+    # Another bar of memorization, and the coverage of the held-out images as quality
+    python emm.py timescales training-runs --level=0.5 --quality=coverage
+    """  # noqa: D301
+    check_format(out)
+    table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
+    for path in (table, record):
+        check_file(path)
+    measured, left_out = read_runs(runs)
+    selection = selected(measured, by, keep, left_out)
+    found, notes = find_timescales(selection.runs, by, axis=axis, level=level, tolerance=tolerance, measure=quality)
+    if quality is not None and not any(t.gen for t in found):
+        raise ValueError(f"{quality} was measured of none of these runs; see mem_ratio.py --quality.")
+    if not any(t.gen for t in found):
+        notes.append("no quality was measured, and there is no tau_gen; see mem_ratio.py --quality")
+    notes += selection.remarks
+    for note in notes:
+        click.echo(f"Note: {note}.", err=True)
+    print_timescales(found, by)
+    timescales_figure(found, out, title=title)
+    write_csv(TIMESCALE_COLUMNS, timescale_rows(found), table)
+    counts = left_out_counts(left_out, selection)
+    write_record(
+        record, by=by, command=sys.argv, notes=notes, left_out=left_out, counts=counts,
+        kept=as_text(selection.kept), joined=as_text(selection.joined),
+        lines=[timescale_record(t) for t in found],
     )  # fmt: skip
     click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}\n{left_out_sentence(counts)}")
 
@@ -557,6 +693,25 @@ def print_curves(lines: Sequence[Line], by: str | None) -> None:
     for line in lines:
         spread = f"  (sd between seeds {line.seed_sd:.2f} of logit R_mem)" if line.seed_sd is not None else ""
         click.echo(f"{left(line.name)}{line.emm}  {line.emm_interval}{spread}")
+
+
+def print_timescales(found: Sequence[Timescales], by: str | None) -> None:
+    """A row per |D| and clock, then the slopes."""
+    for t in found:
+        if by:
+            click.echo(f"{by} = {t.name}")
+        what = f"tau_mem: R_mem {100 * t.level:g} %"
+        if t.measure is not None:
+            what = f"tau_gen: {t.measure} within {100 * t.tolerance:g} % of its best; {what}"
+        click.echo(f"{what}; time in {t.axis}")
+        click.echo(f"{'|D|':>8} {'':<8} {'time':>16}  {'95 % interval':<34} runs")
+        for clock in t.clocks:
+            for s in clock.sizes:
+                interval = "bound" if s.reached < len(s.runs) else f"[{s.low}, {s.high}]"
+                interval += " images only" if s.images_only else ""
+                click.echo(f"{s.size:>8} {clock.name:<8} {str(s.time):>16}  {interval:<34} {len(s.runs)}")
+        for clock in t.clocks:
+            click.echo(slope_text(clock))
 
 
 # ----------------------------------------------------------------------------

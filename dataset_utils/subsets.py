@@ -106,6 +106,28 @@ def subset(source: Source, count: int | None = None, uneven: bool = False) -> So
     return source.select(range(count), left_out=NOT_CHOSEN)
 
 
+def part(source: Source, number: int, parts: int, count: int | None = None) -> Source:
+    """Return every `parts`-th image of a source beginning with `number` (from 0): parts that have no image in common.
+
+    An image that the source holds twice may still be in two parts.
+
+    Parameters
+    ----------
+    count : of these, the first so many; None: all
+
+    Raises
+    ------
+    ValueError
+        If there are fewer.
+    """
+    chosen = range(number, len(source), parts)
+    if len(chosen) < (count or 1):
+        raise ValueError(
+            f"{count or 1} images are asked for, but part {number} of {parts} of the source has only {len(chosen)}."
+        )
+    return source.select(chosen[:count], left_out=NOT_CHOSEN)
+
+
 def random_labels(count: int, num_classes: int, seed: int = 1024) -> list[int]:
     """Return a random class per image, drawn as published: `random.seed(1024)`, then `randint(0, C-1)` in order."""
     generator = random.Random(seed)

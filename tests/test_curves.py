@@ -369,8 +369,8 @@ def test_trajectories_of_runs(tmp_path):
             write_run(tmp_path / f"{size}-{seed}", size, [0, 20, final], seed=seed)
     small, large = trajectories(points(tmp_path))[0]
     assert (small.name, large.name, len(small.runs)) == ("|D| = 16", "|D| = 32", 2)
-    np.testing.assert_allclose(small.epochs, np.array([100, 200, 300]) * 1000 / 16)
-    np.testing.assert_allclose(large.epochs, small.epochs / 2)
+    np.testing.assert_allclose(small.time, np.array([100, 200, 300]) * 1000 / 16)
+    np.testing.assert_allclose(large.time, small.time / 2)
     np.testing.assert_allclose(small.ratio, np.array([0, 20, 50]) / 64)
     np.testing.assert_allclose([small.low, small.high], np.array([[0, 20, 40], [0, 20, 60]]) / 64)
     each = trajectories(points(tmp_path), per_run=True)[0]
@@ -383,7 +383,7 @@ def test_trajectories_with_other_epochs(tmp_path):
     extra = [record(150, 8, 64), record(350, 40, 64)]
     write_run(tmp_path / "b", 16, [], seed=2, extra=extra)
     (line,) = trajectories(points(tmp_path))[0]
-    np.testing.assert_allclose(line.epochs * 16 / 1000, [150, 200, 300, 350])
+    np.testing.assert_allclose(line.time * 16 / 1000, [150, 200, 300, 350])
     np.testing.assert_allclose(line.ratio * 64, [8, 16, 32, 40])
     write_run(tmp_path / "c", 16, [], seed=3, extra=[record(900, 1, 64)])
     with pytest.raises(ValueError, match="no epochs in common"):

@@ -401,7 +401,7 @@ def test_epochs_are_of_the_images_seen_not_of_the_name_of_the_file(tmp_path):
     run = read_run(write_run(tmp_path / "a", 8, [], total_nimg=9600, extra=[exact]))
     assert (run.kimg, run.nimg, run.nimg / run.size, run.epochs) == (9, 9600, 1200, 1200)
     (path,) = trajectories([run])[0]
-    assert path.epochs.tolist() == [1200]
+    assert path.time.tolist() == [1200]
     before = read_run(write_run(tmp_path / "b", 8, [], extra=[{k: v for k, v in exact.items() if k != "nimg"}]))
     assert (before.kimg, before.nimg) == (9, 9000)
 

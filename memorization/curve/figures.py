@@ -1,4 +1,4 @@
-"""Figures of the study: R_mem over |D| with EMM, and R_mem over the epochs, one line per value of a factor."""
+"""Figures of the study: R_mem over |D| with EMM, R_mem and quality over the training, the two clocks, one line per value of a factor."""
 
 import os
 import textwrap
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from memorization.curve.lines import Line, Trajectory
+from memorization.curve.timescales import Timescales
 from memorization.plots import check_format, save_figure
 
 _GREY, _RED = "#6e6e6e", "#c8372d"
@@ -92,9 +93,14 @@ def trajectory_figure(
     path: str | os.PathLike,
     *,
     level: float | None = 0.9,  # drawn as a line; None: not drawn
+    log: bool = False,  # logarithmic time
+    quality: str | None = None,  # label of the axis of the quality
+    floor: float | None = None,  # quality of held-out images themselves, drawn as a line
     title: str | None = None,
 ) -> None:
-    """Draw R_mem in % over the epochs, a line and a band per trajectory; see `Trajectory` for the band.
+    """Draw R_mem in % over the training, a line and a band per trajectory; see `Trajectory` for the band.
+
+    Where quality was measured, and has a label, it is drawn on a panel below, over the same time.
 
     Raises
     ------
@@ -104,37 +110,127 @@ def trajectory_figure(
     References
     ----------
     Gu et al., "On Memorization in Diffusion Models", 2023, Figures 1c and 5c.
+    Bonnaire et al., "Why Diffusion Models Don't Memorize", 2025.
     """
     if not trajectories:
         raise ValueError("There are no trajectories to draw; measure at least one run first.")
     check_format(path)
     several = len(trajectories) > 1
+    two = quality is not None and any(t.quality is not None for t in trajectories)
     fig = _figure([t.name for t in trajectories])
-    ax = fig.subplots()
-    _ratio_axis(ax, "training epochs")
+    if two:
+        width, height = fig.get_size_inches()
+        fig.set_size_inches(width, height + 2.4)
+    axes = fig.subplots(1 + two, sharex=True, squeeze=False)[:, 0]
+    ax = axes[0]
+    name = {"epochs": "training epochs", "kimg": "training images seen (thousands)", "steps": "training steps"}
+    _ratio_axis(ax, "" if two else name[trajectories[0].axis])
+    if log:
+        ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x)))
     if level is not None:
         _level_line(ax, 100 * level)
     values = [t.value if len({t.size for t in trajectories}) == 1 else t.size for t in trajectories]
     for t, style in zip(trajectories, line_styles(values)):
-        few = len(t.epochs) <= 30  # more markers would hide the line
-        style = style if few else dict(style, markevery=len(t.epochs) // 15)
-        if len(t.epochs) == 1:  # one snapshot is a point with its interval, no course over the training
-            error = 100 * np.array([t.ratio - t.low, t.high - t.ratio])
-            style["linestyle"] = "none"
-            ax.errorbar(
-                t.epochs, 100 * t.ratio, yerr=np.maximum(error, 0), capsize=2.5, label=t.name, zorder=3, **style
-            )
-            continue
-        ax.plot(t.epochs, 100 * t.ratio, linewidth=1.6, label=t.name, zorder=3, **style)
-        ax.fill_between(t.epochs, 100 * t.low, 100 * t.high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
-    if all(len(t.epochs) == 1 for t in trajectories):
-        ax.set_xlim(0, 1.1 * max(t.epochs[-1] for t in trajectories))  # not the few epochs by which they differ
+        _band(ax, t.time, 100 * t.ratio, 100 * t.low, 100 * t.high, style, t.name)
+        if two and t.quality is not None:
+            _band(axes[1], t.quality.time, t.quality.value, t.quality.low, t.quality.high, style, None)
+    if two:
+        _quality_axis(axes[1], name[trajectories[0].axis], quality, floor, trajectories)
+    if not log and all(len(t.time) == 1 for t in trajectories):
+        ax.set_xlim(0, 1.1 * max(t.time[-1] for t in trajectories))  # not the little by which they differ
     if several:
         _legend(fig, None)
     else:
         ax.set_title(trajectories[0].name, loc="right", fontsize=10)
     _title(fig, ax, title, beside_legend=several)
+    save_figure(fig, path)
+
+
+def _band(
+    ax: Axes, time: np.ndarray, value: np.ndarray, low: np.ndarray, high: np.ndarray, style: dict, name: str | None
+) -> None:
+    style = style if len(time) <= 30 else dict(style, markevery=len(time) // 15)  # more markers would hide the line
+    if len(time) == 1:  # one snapshot is a point with its interval, no course over the training
+        error = np.maximum(np.array([value - low, high - value]), 0)
+        ax.errorbar(time, value, yerr=error, capsize=2.5, label=name, zorder=3, **dict(style, linestyle="none"))
+        return
+    ax.plot(time, value, linewidth=1.6, label=name, zorder=3, **style)
+    ax.fill_between(time, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+
+
+def _quality_axis(ax: Axes, x: str, label: str, floor: float | None, trajectories: Sequence[Trajectory]) -> None:
+    values = np.concatenate([t.quality.value for t in trajectories if t.quality is not None])
+    if values.min() > 0 and values.max() > 20 * values.min():
+        ax.set_yscale("log")
+    if floor is not None:
+        ax.axhline(floor, color=_GREY, linestyle=":", linewidth=1, zorder=1)
+        ax.annotate(
+            "held-out", (1, floor), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
+            va="center", ha="left", fontsize=8, color=_GREY,
+        )  # fmt: skip
+    ax.set_xlabel(x)
+    ax.set_ylabel(label)
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def timescales_figure(found: Sequence[Timescales], path: str | os.PathLike, *, title: str | None = None) -> None:
+    """Left the two times over |D| with their fitted powers, right R_mem over time / |D|; a row per value of a factor.
+
+    Hollow markers are bounds: not reached, or reached before the first snapshot. Thin lines on the right are runs.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or the suffix of `path` is no format that can be drawn.
+    """
+    if not found:
+        raise ValueError("There are no times to draw; measure at least one run first.")
+    check_format(path)
+    fig = Figure(figsize=(8.6, 3.6 * len(found) + (0.3 if title else 0)), dpi=200, layout="constrained")
+    for t, (left, right) in zip(found, fig.subplots(len(found), 2, squeeze=False)):
+        for clock in t.clocks:
+            style = dict(color="#0072B2", marker="o") if clock.name == "tau_mem" else dict(color="#E69F00", marker="s")
+            name = rf"$\tau_\mathrm{{{clock.name[4:]}}}$"
+            for s in clock.sizes:
+                face = style["color"] if s.reached == len(s.runs) else "white"
+                error = np.abs(np.array([[s.time.value - s.low.value], [s.high.value - s.time.value]]))
+                left.errorbar(
+                    s.size, s.time.value, yerr=error, capsize=2.5, markerfacecolor=face, linestyle="none", zorder=3,
+                    markersize=6, **style,
+                )  # fmt: skip
+            label = name
+            if clock.slope is not None:
+                x = np.array([clock.sizes[0].size, clock.sizes[-1].size], dtype=np.float64)
+                left.plot(x, np.exp(clock.slope.constant) * x**clock.slope.value, color=style["color"], linewidth=1.2)
+                interval = "" if np.isnan(clock.slope.low) else f" [{clock.slope.low:.2f}, {clock.slope.high:.2f}]"
+                label += rf" $\sim$ |D|^{clock.slope.value:.2f}{interval}"
+            left.plot([], [], label=label, linewidth=1.2, **style)
+        left.set_xscale("log")
+        left.set_yscale("log")
+        sizes = np.array(sorted(t.curves), dtype=np.float64)
+        left.set_xticks(readable_ticks(sizes) if len(sizes) > 1 else sizes, None)
+        left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x)))
+        left.xaxis.set_minor_locator(NullLocator())
+        left.set_xlabel("number of training images |D|")
+        left.set_ylabel(f"time ({t.axis})")
+        left.legend(frameon=False, fontsize=8, title=t.name or None, title_fontsize=8)
+        _ratio_axis(right, rf"time / |D| ({t.axis} per training image)")
+        right.set_xscale("log")
+        _level_line(right, 100 * t.level)
+        for (size, curves), style in zip(sorted(t.curves.items()), line_styles(sorted(t.curves))):
+            for i, (time, ratio) in enumerate(curves):
+                label = f"|D| = {size}" if i == 0 else None
+                right.plot(time / size, 100 * ratio, linewidth=1.2, label=label, **dict(style, markersize=3.5))
+        right.legend(frameon=False, fontsize=8)
+        for ax in (left, right):
+            ax.grid(color="0.92", linewidth=0.8)
+            ax.set_axisbelow(True)
+            ax.spines[["top", "right"]].set_visible(False)
+    if title:
+        fig.suptitle(title, fontsize=11)
     save_figure(fig, path)
 
 

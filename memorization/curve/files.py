@@ -8,15 +8,18 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
-from memorization.curve.lines import Line, Trajectory, line_record
+from memorization.curve.lines import Band, Line, Trajectory, line_record
 
 CURVE_COLUMNS = (
     "line", "size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs",
     "interval_of",
 )  # fmt: skip
 TRAJECTORY_COLUMNS = ("line", "size", "epochs", "ratio", "low", "high", "runs")
+QUALITY_COLUMNS = ("quality", "quality_low", "quality_high")
 
 
 def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
@@ -32,14 +35,28 @@ def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
     write_csv(CURVE_COLUMNS, rows, path)
 
 
-def write_trajectory_csv(trajectories: Iterable[Trajectory], path: str | os.PathLike) -> None:
-    """One row per epoch of each line; `low` and `high` are the ends of the band, see `Trajectory`."""
-    rows = [
-        [t.name, t.size, *(float(x) for x in point), len(t.runs)]
-        for t in trajectories
-        for point in zip(t.epochs, t.ratio, t.low, t.high)
-    ]
-    write_csv(TRAJECTORY_COLUMNS, rows, path)
+def write_trajectory_csv(trajectories: Sequence[Trajectory], path: str | os.PathLike) -> None:
+    """One row per time of each line; `low` and `high` are the ends of the band, see `Trajectory`.
+
+    The column `epochs` has the name of the axis. Where quality was measured three columns more follow, which are empty
+    at times at which it was not; times at which it alone was measured have rows of their own.
+    """
+    axis = trajectories[0].axis if trajectories else "epochs"
+    columns = tuple(axis if name == "epochs" else name for name in TRAJECTORY_COLUMNS)
+    with_quality = any(t.quality is not None for t in trajectories)
+    rows = []
+    for t in trajectories:
+        found = {float(time): point for time, *point in zip(t.time, t.ratio, t.low, t.high)}
+        good = {} if t.quality is None else dict(zip(t.quality.time.tolist(), _quality_rows(t.quality)))
+        for time in sorted({*found, *good}):
+            ratio = [float(x) for x in found[time]] if time in found else [""] * 3
+            more = good.get(time, [""] * len(QUALITY_COLUMNS)) if with_quality else []
+            rows.append([t.name, t.size, time, *ratio, len(t.runs), *more])
+    write_csv(columns + QUALITY_COLUMNS * with_quality, rows, path)
+
+
+def _quality_rows(band: Band) -> list[list[float]]:
+    return np.stack([band.value, band.low, band.high], axis=1).tolist()
 
 
 def write_curve_json(
@@ -79,9 +96,10 @@ def write_record(
     kept: dict[str, str] | None = None,
     joined: dict[str, str] | None = None,
     counts: dict[str, int] | None = None,
+    **content: Any,  # further entries
 ) -> None:
     """What the figure and table beside it come from, and what was left out; arguments as in `write_curve_json`."""
-    write_json({"format": 1, "by": by, **_origin(command, notes, left_out, kept, joined, counts)}, path)
+    write_json({"format": 1, "by": by, **content, **_origin(command, notes, left_out, kept, joined, counts)}, path)
 
 
 def _origin(

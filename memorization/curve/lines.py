@@ -1,7 +1,7 @@
-"""Lines of the study's figures: R_mem over |D| with its EMM, and R_mem over the epochs; one per value of a factor."""
+"""Lines of the study's figures: R_mem over |D| with its EMM, and over the training; one per value of a factor."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from memorization.curve.emm import Emm, emm_at, emm_estimate
 from memorization.curve.factors import differing_options, factor_values, group_by, readable
+from memorization.curve.quality import QualityPoint
 from memorization.runs import Run
 from memorization.stats.bootstrap import Group, optimism, percentiles, ratio_replicates, seed_spread
 from memorization.stats.crossing import Crossing, fit_crossing
@@ -136,7 +137,7 @@ def curve_lines(
         raise ValueError(f"The level of EMM must lie between 0 and 1, not {level:g}; 0.9 is usual.")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f'The interpolation is one of {", ".join(INTERPOLATIONS)}, not "{interpolation}".')
-    groups, notes = _by_value(list(runs), by)
+    groups, notes = by_value(list(runs), by)
     spreads = [_spread(group, level) for _, group in groups] if seed_sd is None else []
     known = [s for s in spreads if s is not None]
     lines = []
@@ -196,12 +197,12 @@ def curve_points(
     The interval is Wilson's where the spread of seeds is unknown (no size has several runs), else that of the
     bootstrap; see `memorization.stats.bootstrap`, also for the optimism that is taken off the lower end.
     """
-    by_size = _by_size(runs)
-    groups = [_group(group) for group in by_size.values()]
+    sizes = by_size(runs)
+    groups = [_group(group) for group in sizes.values()]
     seeds_known = seed_sd is not None or seed_spread(groups).rho is not None
     drawn = ratio_replicates(groups, replicates, seed, seed_sd)  # [B, S]
     points = []
-    for i, (size, runs) in enumerate(by_size.items()):
+    for i, (size, runs) in enumerate(sizes.items()):
         memorized, samples = groups[i]
         ratio = float((memorized / samples).mean())
         if seeds_known:
@@ -228,7 +229,7 @@ def curve_points(
 
 def _spread(runs: Sequence[Run], level: float) -> np.ndarray | None:
     """log-likelihood of the spread between seeds by the sizes that have several runs; None if that says nothing."""
-    if seed_spread([_group(group) for group in _by_size(runs).values()]).rho is None:
+    if seed_spread([_group(group) for group in by_size(runs).values()]).rho is None:
         return None
     return _crossing(runs, level).tau_log_likelihood()[0]
 
@@ -260,7 +261,8 @@ def _emm(
     return emm, emm_at(sizes, low, level), emm_at(sizes, high, level)
 
 
-def _by_value(runs: list[Run], by: str | None) -> tuple[list[tuple[Any, list[Run]]], list[str]]:
+def by_value(runs: list[Run], by: str | None) -> tuple[list[tuple[Any, list[Run]]], list[str]]:
+    """(value, its runs), and the notes of `factor_values`; one group without a key."""
     if not runs:
         raise ValueError("There are no runs; train with train.py and measure with mem_ratio.py.")
     if by is None:
@@ -269,11 +271,12 @@ def _by_value(runs: list[Run], by: str | None) -> tuple[list[tuple[Any, list[Run
     return [(value, [runs[i] for i in indices]) for value, indices in group_by(values)], notes
 
 
-def _by_size(runs: Iterable[Run]) -> dict[int, list[Run]]:
-    by_size: dict[int, list[Run]] = {}
+def by_size(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    """Ascending |D| -> its runs."""
+    found: dict[int, list[Run]] = {}
     for run in runs:
-        by_size.setdefault(run.size, []).append(run)
-    return dict(sorted(by_size.items()))
+        found.setdefault(run.size, []).append(run)
+    return dict(sorted(found.items()))
 
 
 def _group(runs: Sequence[Run]) -> Group:
@@ -289,18 +292,51 @@ def _optimism(run: Run) -> float:
 # Over the training.
 
 
+AXES = ("epochs", "kimg", "steps")
+
+
+def axis_time(run: Run, nimg: Sequence[float], axis: str) -> np.ndarray:
+    """Training images seen as epochs, thousands of images or steps, float64.
+
+    Raises
+    ------
+    ValueError
+        If the axis is unknown, or the run does not say its batch size.
+    """
+    if axis not in AXES:
+        raise ValueError(f'The time axis is one of {", ".join(AXES)}, not "{axis}".')
+    unit = {"epochs": run.size, "kimg": 1000}.get(axis)
+    if unit is None:
+        unit = run.options.get("batch_size") or run.command.get("batch")
+        if not isinstance(unit, int) or unit < 1:
+            raise ValueError(f'"{run.path}" does not say its batch size, and hence not its steps; take --x=kimg.')
+    return np.asarray(nimg, dtype=np.float64) / unit
+
+
+@dataclass(frozen=True)
+class Band:
+    """A measure over the training: mean of the runs; of one run its 95 % interval, of several lowest and highest."""
+
+    time: np.ndarray  # float [T], ascending
+    value: np.ndarray  # float [T]
+    low: np.ndarray  # float [T]
+    high: np.ndarray  # float [T]
+
+
 @dataclass(frozen=True)
 class Trajectory:
-    """R_mem over the epochs, of one run or of the runs that differ only in their seed."""
+    """R_mem over the training, of one run or of the runs that differ only in their seed."""
 
     value: Any  # of the factor; None without one
     size: int  # |D|
     name: str
     runs: tuple[Run, ...]
-    epochs: np.ndarray  # float [T], ascending
+    time: np.ndarray  # float [T], ascending
     ratio: np.ndarray  # float [T], mean of the runs
     low: np.ndarray  # float [T], band: one run: 95 % Wilson interval; several: the lowest run
     high: np.ndarray  # float [T]
+    axis: str = "epochs"  # what `time` counts
+    quality: Band | None = None  # None: not measured, or not in all runs
 
     @property
     def differing(self) -> list[str]:
@@ -313,10 +349,12 @@ def trajectories(
     by: str | None = None,  # key of `factor_values`
     *,
     per_run: bool = False,  # a line for each run; else runs of the same |D| and value are averaged
+    axis: str = "epochs",  # of `AXES`
+    quality: Callable[[Run], Sequence[QualityPoint]] | None = None,  # of each run; may be empty
 ) -> tuple[list[Trajectory], list[str]]:
-    """R_mem against the epochs of training, kimg * 1000 / |D| (Gu et al. 2023, Figures 1c and 5c).
+    """R_mem against the training, in epochs kimg * 1000 / |D| (Gu et al. 2023, Figures 1c and 5c), kimg or steps.
 
-    Runs whose snapshots lie at other epochs are averaged on all epochs that lie within all of them, along straight
+    Runs whose snapshots lie at other times are averaged on all times that lie within all of them, along straight
     lines. The band is the 95 % Wilson interval of a single run, and reaches from the lowest to the highest of several.
 
     Returns
@@ -327,36 +365,51 @@ def trajectories(
     Raises
     ------
     ValueError
-        If there are no runs, the key is unknown, or averaged runs have no epochs in common.
+        If there are no runs, the key is unknown, or averaged runs have no times in common.
     """
     runs = list(runs)
-    groups, notes = _by_value(runs, by)
+    groups, notes = by_value(runs, by)
     several = len({run.size for run in runs}) > 1
     lines = []
     for value, group in groups:
-        for size, same in _by_size(group).items():
+        for size, same in by_size(group).items():
             parts = ([f"{by} = {readable(value, by)}"] if by else []) + ([f"|D| = {size}"] if several or not by else [])
             for part in [[run] for run in same] if per_run else [same]:
                 name = ", ".join([*parts, part[0].path.name] if per_run and len(same) > 1 else parts)
-                lines.append(Trajectory(value, size, name, tuple(part), *_average(part)))
+                bands = [_ratio_band(run, axis) for run in part]
+                mean = _average(part, bands, axis)
+                good = [_quality_band(run, quality(run), axis) for run in part] if quality is not None else []
+                found = _average(part, good, axis) if good and None not in good else None
+                lines.append(
+                    Trajectory(value, size, name, tuple(part), mean.time, mean.value, mean.low, mean.high, axis, found)
+                )
     return lines, notes
 
 
-def _average(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """epochs, mean ratio, and both ends of the band."""
-    snapshots = [run.snapshots for run in runs]
-    epochs = [np.array([s.nimg / run.size for s in each]) for run, each in zip(runs, snapshots)]
-    ratios = [np.array([s.ratio for s in each]) for each in snapshots]
-    if len(runs) == 1:
-        low, high = np.array([s.interval for s in snapshots[0]]).T
-        return epochs[0], ratios[0], low, high
-    first, last = max(e[0] for e in epochs), min(e[-1] for e in epochs)
-    common = np.unique(np.concatenate(epochs))
+def _ratio_band(run: Run, axis: str) -> Band:
+    low, high = np.array([s.interval for s in run.snapshots]).T
+    time = axis_time(run, [s.nimg for s in run.snapshots], axis)
+    return Band(time, np.array([s.ratio for s in run.snapshots]), low, high)
+
+
+def _quality_band(run: Run, points: Sequence[QualityPoint], axis: str) -> Band | None:
+    if not points:
+        return None
+    value, low, high = np.array([(p.value, p.low, p.high) for p in points]).T
+    return Band(axis_time(run, [p.nimg for p in points], axis), value, low, high)
+
+
+def _average(runs: Sequence[Run], bands: Sequence[Band], axis: str) -> Band:
+    """The mean of the runs, and from the lowest to the highest; a single run as it is."""
+    if len(bands) == 1:
+        return bands[0]
+    first, last = max(b.time[0] for b in bands), min(b.time[-1] for b in bands)
+    common = np.unique(np.concatenate([b.time for b in bands]))
     common = common[(common >= first) & (common <= last)]
     if not common.size:
-        raise ValueError(f'"{runs[0].path}" and the runs with it have no epochs in common; draw them with --per-run.')
-    at = np.array([np.interp(common, e, r) for e, r in zip(epochs, ratios)])
-    return common, at.mean(axis=0), at.min(axis=0), at.max(axis=0)
+        raise ValueError(f'"{runs[0].path}" and the runs with it have no {axis} in common; draw them with --per-run.')
+    at = np.array([np.interp(common, b.time, b.value) for b in bands])
+    return Band(common, at.mean(axis=0), at.min(axis=0), at.max(axis=0))
 
 
 # ----------------------------------------------------------------------------

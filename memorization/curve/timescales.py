@@ -1,0 +1,192 @@
+"""The two clocks of a study: when runs of each |D| generate well, and when they begin to copy."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from memorization.curve.factors import differing_options, readable
+from memorization.curve.lines import axis_time, by_value
+from memorization.curve.quality import RunQuality, quality_notes, run_quality
+from memorization.runs import Run
+from memorization.stats.timescales import AT, RunTime, SizeTime, Slope, Time, fall, fit_slope, rise, size_times
+
+LEVEL, TOLERANCE = 0.1, 0.1
+TIMESCALE_COLUMNS = (
+    "line", "size", "quantity", "time", "bound", "low", "low_bound", "high", "high_bound", "interval_of", "runs", "axis"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clock:
+    """One of the two times, over |D|."""
+
+    name: str  # tau_gen or tau_mem
+    sizes: tuple[SizeTime, ...]  # ascending |D|
+    slope: Slope | None
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what is not known, without a full stop."""
+        notes = []
+        bounds = [s for s in self.sizes if s.reached < len(s.runs)]
+        for s in bounds:
+            kind = {"beyond": "not reached by the last snapshot", "at most": "there at the first snapshot already"}
+            verdicts = {r.time.verdict for r in s.runs} - {AT}
+            why = " or ".join(kind[v] for v in sorted(verdicts))
+            notes.append(
+                f"{self.name} at |D| = {s.size} is {why} in {len(s.runs) - s.reached} of {len(s.runs)} runs: a bound, "
+                "which the slope leaves out"
+            )
+        if any(s.images_only for s in self.sizes):
+            notes.append(
+                f"{self.name}: with one run of each size nothing is known of the spread between seeds, and the "
+                "interval is that of the images only"
+            )
+        if len(self.sizes) > 1 and self.slope is None:
+            notes.append(f"{self.name} has no slope: fewer than two sizes at which every run has reached it")
+        elif self.slope is not None and np.isnan(self.slope.low):
+            notes.append(f"the slope of {self.name} has no interval: two runs lie on a line whatever they are")
+        return notes
+
+
+@dataclass(frozen=True)
+class Timescales:
+    """Of the runs that share one value of a factor."""
+
+    value: Any
+    name: str  # "" without a factor
+    runs: tuple[Run, ...]
+    axis: str  # steps, kimg or epochs
+    level: float
+    tolerance: float
+    measure: str | None  # of quality; None: not measured
+    mem: Clock
+    gen: Clock | None
+    curves: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)  # |D| -> (time, R_mem) per run
+    quality: tuple[RunQuality, ...] = ()
+
+    @property
+    def clocks(self) -> list[Clock]:
+        return [self.mem] if self.gen is None else [self.gen, self.mem]
+
+
+def timescales(
+    runs: Iterable[Run],
+    by: str | None = None,
+    *,
+    axis: str = "steps",
+    level: float = LEVEL,
+    tolerance: float = TOLERANCE,
+    measure: str | None = None,  # of quality; None: the first that was measured
+    confidence: float = 0.95,
+) -> tuple[list[Timescales], list[str]]:
+    """tau_gen and tau_mem per |D|, as defined in `memorization.stats.timescales`, and how they grow with it.
+
+    Returns
+    -------
+    timescales : one per value of `by`.
+    notes : sentences without a full stop.
+
+    Raises
+    ------
+    ValueError
+        If there are no runs, the key or axis is unknown, or a number is out of range.
+    """
+    runs = list(runs)
+    if not 0 < tolerance:
+        raise ValueError(f"The tolerance of tau_gen must be above 0, not {tolerance:g}; 0.1 is usual.")
+    groups, notes = by_value(runs, by)
+    found = []
+    for value, group in groups:
+        mem: dict[int, list[RunTime]] = {}
+        gen: dict[int, list[RunTime]] = {}
+        curves: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        name = "" if by is None else readable(value, by)
+        qualities = {run.path: run_quality(run, measure) for run in group}
+        for run in group:
+            shots = [s for s in run.snapshots if s.nimg > 0]
+            if not shots:
+                notes.append(f"{run.path} does not say when its snapshots were taken, and is left out")
+                continue
+            times = axis_time(run, [s.nimg for s in shots], axis)
+            counts = [s.num_memorized for s in shots], [s.num_samples for s in shots]
+            mem.setdefault(run.size, []).append(rise(times, *counts, level))
+            curves.setdefault(run.size, []).append((times, np.array([s.ratio for s in shots])))
+            quality = qualities[run.path]
+            if quality is not None and (points := [p for p in quality.points if p.nimg > 0]):
+                sign = 1 if quality.less_is_better else -1
+                ends = np.array([(sign * p.value, *sorted((sign * p.low, sign * p.high))) for p in points]).T
+                times = axis_time(run, [p.nimg for p in points], axis)
+                gen.setdefault(run.size, []).append(fall(times, *ends, tolerance))
+        if not mem:
+            raise ValueError(
+                f"None of the runs{f' of {by} = {name}' if by else ''} says when its snapshots were taken."
+            )
+        known = tuple(q for q in qualities.values() if q is not None)
+        notes += quality_notes(list(qualities.values()))
+        clocks = [_clock("tau_gen", gen, confidence), _clock("tau_mem", mem, confidence)]
+        notes += [f"{by} = {name}: {note}" if by else note for clock in clocks if clock for note in clock.notes]
+        found.append(
+            Timescales(
+                value, name, tuple(group), axis, level, tolerance, known[0].measure if known else None,
+                clocks[1], clocks[0], curves, known,
+            )
+        )  # fmt: skip
+        if names := differing_options(group):
+            notes.append(f"the runs{f' of {by} = {name}' if by else ''} differ in: {', '.join(names)}")
+    return found, list(dict.fromkeys(notes))
+
+
+def _clock(name: str, times: dict[int, list[RunTime]], confidence: float) -> Clock | None:
+    if not times:
+        return None
+    sizes = size_times(times, confidence)
+    return Clock(name, tuple(sizes), fit_slope(sizes, confidence))
+
+
+def slope_text(clock: Clock) -> str:
+    """For example "tau_mem ~ |D|^0.97 [0.88, 1.06]"."""
+    if clock.slope is None:
+        return f"{clock.name}: no slope"
+    s = clock.slope
+    interval = "" if np.isnan(s.low) else f" [{s.low:.2f}, {s.high:.2f}]"
+    return f"{clock.name} ~ |D|^{s.value:.2f}{interval}"
+
+
+def timescale_rows(found: Sequence[Timescales]) -> list[list[Any]]:
+    """Rows for a CSV, by `TIMESCALE_COLUMNS`."""
+    return [
+        [
+            t.name, s.size, clock.name, s.time.value, s.time.verdict, s.low.value, s.low.verdict, s.high.value,
+            s.high.verdict, "images only" if s.images_only else "seeds", len(s.runs), t.axis,
+        ]
+        for t in found for clock in t.clocks for s in clock.sizes
+    ]  # fmt: skip
+
+
+def timescale_record(t: Timescales) -> dict[str, Any]:
+    """As plain data."""
+
+    def time(x: Time) -> dict[str, Any]:
+        return {"value": x.value, "verdict": x.verdict}
+
+    return {
+        "name": t.name, "axis": t.axis, "level": t.level, "tolerance": t.tolerance, "measure": t.measure,
+        "runs": [str(run.path) for run in t.runs],
+        "clocks": {
+            clock.name: {
+                "sizes": [
+                    {
+                        "size": s.size, "time": time(s.time), "low": time(s.low), "high": time(s.high),
+                        "interval_of": "images only" if s.images_only else "seeds", "reached": s.reached,
+                        "runs": [{k: time(getattr(r, k)) for k in ("time", "low", "high")} for r in s.runs],
+                    }
+                    for s in clock.sizes
+                ],
+                "slope": None if clock.slope is None else vars(clock.slope),
+            }
+            for clock in t.clocks
+        },
+    }  # fmt: skip

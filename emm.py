@@ -314,9 +314,9 @@ def timescales(
 
     tau_gen is the first time at which the quality (mem_ratio.py --quality) is within --tolerance of its best, tau_mem
     the first at which R_mem reaches --level, between snapshots by a monotone curve. Intervals are over training seeds
-    where some |D| has several runs, else over images only, and say so; a time that is not reached is a bound. The slope
-    is that of log time on log |D|: 1 for tau_mem and 0 for tau_gen in Bonnaire et al. 2025. The figure has both times over
-    |D|, and R_mem over time / |D|, on which the curves fall onto one another where the slope is 1.
+    where some |D| has several runs, else over images only, and say so; a time that is not reached is a bound. The
+    slope is that of log time on log |D|: 1 for tau_mem and 0 for tau_gen in Bonnaire et al. 2025. The figure has both
+    times over |D|, and R_mem over time / |D|, on which the curves fall onto one another where the slope is 1.
 
     Examples:
 

@@ -44,7 +44,9 @@ def study(
             half = 0.05 * true * (1000 / images) ** 0.5
             noise = rng.standard_normal() if alike else rng.standard_normal(snapshots)
             value = true + noise * half / 1.96
-            gen[size].append(fall(t, value, value - half, value + half, TOLERANCE, replicates=200))
+            gen[size].append(
+                fall(t, value, value - half, value + half, TOLERANCE, replicates=200 if runs == 1 else 1)
+            )  # else seeds
     return mem, gen
 
 

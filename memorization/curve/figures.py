@@ -1,4 +1,4 @@
-"""Figures of the study: R_mem over |D| with EMM, R_mem and quality over the training, the two clocks, one line per value of a factor."""
+"""Figures of the study: R_mem over |D| with EMM, R_mem and quality over the training, the two clocks over |D|."""
 
 import os
 import textwrap
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from memorization.curve.lines import Line, Trajectory
 from memorization.curve.timescales import Timescales
@@ -159,10 +159,18 @@ def _band(
     ax.fill_between(time, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
 
 
+def _log_numbers(ax: Axes) -> None:
+    """1, 2, 5, 10, ... as numbers on a logarithmic vertical axis."""
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: format_size(y)))
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
 def _quality_axis(ax: Axes, x: str, label: str, floor: float | None, trajectories: Sequence[Trajectory]) -> None:
     values = np.concatenate([t.quality.value for t in trajectories if t.quality is not None])
     if values.min() > 0 and values.max() > 20 * values.min():
         ax.set_yscale("log")
+        _log_numbers(ax)
     if floor is not None:
         ax.axhline(floor, color=_GREY, linestyle=":", linewidth=1, zorder=1)
         ax.annotate(
@@ -206,10 +214,11 @@ def timescales_figure(found: Sequence[Timescales], path: str | os.PathLike, *, t
                 x = np.array([clock.sizes[0].size, clock.sizes[-1].size], dtype=np.float64)
                 left.plot(x, np.exp(clock.slope.constant) * x**clock.slope.value, color=style["color"], linewidth=1.2)
                 interval = "" if np.isnan(clock.slope.low) else f" [{clock.slope.low:.2f}, {clock.slope.high:.2f}]"
-                label += rf" $\sim$ |D|^{clock.slope.value:.2f}{interval}"
+                label += rf" $\sim |D|^{{{clock.slope.value:.2f}}}${interval}"
             left.plot([], [], label=label, linewidth=1.2, **style)
         left.set_xscale("log")
         left.set_yscale("log")
+        _log_numbers(left)
         sizes = np.array(sorted(t.curves), dtype=np.float64)
         left.set_xticks(readable_ticks(sizes) if len(sizes) > 1 else sizes, None)
         left.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x)))

@@ -6,14 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memorization.measure.quality import MEASURES
 from memorization.records import images_seen
 from memorization.runs import Run
 
-# Text for an axis, and whether less is better.
-MEASURES = {
-    "frechet": ("Fréchet distance", True), "kernel": ("kernel distance (MMD²)", True), "precision": ("precision", False),
-    "recall": ("recall", False), "density": ("density", False), "coverage": ("coverage", False),
-}  # fmt: skip
 NOT_COMPARABLE = "snapshots whose quality was measured against other images or in another space"
 
 
@@ -39,11 +35,11 @@ class RunQuality:
 
     @property
     def label(self) -> str:
-        return MEASURES[self.measure][0]
+        return MEASURES[self.measure].label
 
     @property
     def less_is_better(self) -> bool:
-        return MEASURES[self.measure][1]
+        return MEASURES[self.measure].lower_is_better
 
 
 def run_quality(run: Run, measure: str | None = None) -> RunQuality | None:

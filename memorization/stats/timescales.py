@@ -52,7 +52,9 @@ class Time:
     verdict: str = AT
 
     def __str__(self) -> str:
-        return (f"{self.verdict} " if self.verdict != AT else "") + f"{self.value:.3g}"
+        rounded = float(f"{self.value:.3g}")
+        text = f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:g}"
+        return f"{self.verdict} {text}" if self.verdict != AT else text
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -228,7 +230,7 @@ def _isotonic(y: np.ndarray) -> np.ndarray:
 
 
 def _first(t: np.ndarray, y: np.ndarray, level: float, curved: bool = False) -> Time:
-    """The first time at which non-decreasing `y` is at the level; between times a line in log t, or a monotone cubic."""
+    """The first time at which non-decreasing `y` is at the level; between times it is linear in log t, or curved."""
     there = np.flatnonzero(y >= level)
     if not there.size:
         return Time(float(t[-1]), BEYOND)
@@ -237,12 +239,26 @@ def _first(t: np.ndarray, y: np.ndarray, level: float, curved: bool = False) -> 
         return Time(float(t[0]), AT_MOST)
     share = (level - y[i - 1]) / (y[i] - y[i - 1])
     if curved and len(t) > 2:
-        from scipy.interpolate import PchipInterpolator
-
-        x = np.linspace(0, 1, 65)
-        at = PchipInterpolator(np.log(t), y)(np.log(t[i - 1]) + x * np.log(t[i] / t[i - 1]))
-        share = float(np.interp(level, at, x))
+        share = _cubic_share(np.log(t), y, i, level)
     return Time(float(t[i - 1] * (t[i] / t[i - 1]) ** share))
+
+
+def _cubic_share(x: np.ndarray, y: np.ndarray, i: int, level: float) -> float:
+    """How far from x[i - 1] to x[i] the monotone cubic through non-decreasing `y` reaches the level, 0..1."""
+    h, d = np.diff(x).tolist(), (np.diff(y) / np.diff(x)).tolist()
+
+    def slope(k: int) -> float:  # weighted harmonic mean of the slopes on both sides; at the ends by three points
+        if 0 < k < len(d):
+            w, v = 2 * h[k] + h[k - 1], h[k] + 2 * h[k - 1]
+            return (w + v) / (w / d[k - 1] + v / d[k]) if d[k - 1] > 0 and d[k] > 0 else 0.0
+        a, b = (0, 1) if k == 0 else (-1, -2)
+        end = ((2 * h[a] + h[b]) * d[a] - h[a] * d[b]) / (h[a] + h[b])
+        return min(max(end, 0.0), 3 * d[a])
+
+    width, s = h[i - 1], np.linspace(0, 1, 65)
+    at = (2 * s**3 - 3 * s**2 + 1) * y[i - 1] + (3 * s**2 - 2 * s**3) * y[i]
+    at += width * ((s**3 - 2 * s**2 + s) * slope(i - 1) + (s**3 - s**2) * slope(i))
+    return float(np.interp(level, at, s))
 
 
 def _order(time: Time) -> tuple[float, float]:

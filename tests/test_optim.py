@@ -109,7 +109,7 @@ def crowd(count, source=DIGITS[5], seed=0):
     return np.concatenate([DIGITS[100:300], copies.clip(0, 255).astype(np.uint8), DIGITS[300:400]])
 
 
-@pytest.mark.parametrize("count, sigma", [(600, 0.002), (600, 0.004), (600, 0.03), (3000, 0.01), (3000, 0.3)])
+@pytest.mark.parametrize("count, sigma", [(600, 0.002), (600, 0.004), (600, 0.03), (5000, 0.01), (3000, 0.3)])
 @pytest.mark.parametrize("how", [dict(), dict(skip=False), dict(dense=True)], ids=["skip", "all", "dense"])
 def test_mass_near_duplicates(count, sigma, how):
     """float32 cannot tell them apart: it was off by 7.7e-3, with an effective number of 21 instead of 1.48."""
@@ -126,6 +126,11 @@ def test_mass_near_duplicates(count, sigma, how):
         np.testing.assert_allclose(posterior.effective_number, number, rtol=1e-4)
         np.testing.assert_allclose(w[np.arange(6), posterior.nearest], w.max(1), rtol=1e-3)
         np.testing.assert_allclose(net.log_density(x, sigma), log_p, rtol=1e-7, atol=1e-4)
+    net.trace = []
+    np.testing.assert_allclose(net(x, sigma), expected, atol=2e-6)
+    ((_, traced),) = net.trace
+    np.testing.assert_allclose(traced.effective_number, number, rtol=1e-4)
+    np.testing.assert_allclose(w[np.arange(6), traced.nearest], w.max(1), rtol=1e-3)
 
 
 def test_mass_near_duplicates_of_a_class():

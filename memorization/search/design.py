@@ -1,10 +1,12 @@
 """Which training-set sizes to train next, so that few training images tell where R_mem falls below the level.
 
-At first the range is halved in log |D| with one run each, until EMM is bracketed. Then the runs so far are fitted
-(`memorization.stats.crossing`), and the next run goes to the size that makes EMM more certain by the most per training
-image: the variance of the crossing, averaged over where the crossing may lie, with the information of a run of that
-size added (a D-optimal design's greedy step, for one function of the parameters and with costs). A size may come again,
-with another seed. The search is over when the interval is as narrow as asked for.
+The first run is in the middle of the range in log |D|. From its ratio, and the slope that curves usually have, the next
+one follows a little beyond where EMM seems to be, until EMM is bracketed within a factor of two. Then the runs so far
+are fitted (`memorization.stats.crossing`), and the next run goes to the size that adds most to the precision of EMM
+(1 / variance, averaged over where the crossing may lie) per training image, as if the information of one run there were
+added: a greedy step of a c-optimal design with costs. Precision and not its logarithm, since it is precision that the
+search has to gather: the logarithm prefers cheap runs far from EMM for their share in a variance that is still large.
+A size may come again, with another seed. The search is over when the interval is as narrow as asked for.
 
 References
 ----------
@@ -18,12 +20,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import expit, logit
 
-from memorization.stats.crossing import Crossing, fit_crossing
+from memorization.stats.crossing import TAUS, Crossing, fit_crossing
 
 MIN_RUNS = 8  # fewer say too little of the spread between seeds to stop on it
+_NO_SPREAD = 0.1  # prior mass of tau = 0, beside a density of one for any other tau
 _SLOPE, _SLOPE_SD = -3.0, 1.0  # of logit R_mem over log |D|; helps to choose sizes, and has no part in the interval
 _TAU, _OMEGA = 0.1, 0.06  # spread and departure that a choice of sizes reckons with at least
-_BRACKET = 2.0  # quotient of sizes down to which the range is halved
+_BRACKET = 2.0  # quotient of sizes down to which EMM is bracketed before the fit chooses
+_BEYOND = 1.3  # quotient by which the next size lies at least beyond the known side
 
 
 def bracket(above: Mapping[int, bool]) -> tuple[int | None, int | None]:
@@ -55,7 +59,7 @@ def next_sizes(
     fitted : fit of `runs`, if it is at hand.
     """
     a, b = bracket(sides(runs, level))
-    first = _halving(a, b, low, high, count)
+    first = _first_sizes(runs, a, b, low, high, level, count)
     if first:
         return first
     if a is None or b is None:  # is EMM outside? One run does not tell.
@@ -72,9 +76,19 @@ def sides(runs: Sequence[tuple[int, float, int]], level: float) -> dict[int, boo
 
 
 def fit(runs: Sequence[tuple[int, float, int]], level: float) -> Crossing:
-    """The crossing of the runs of a search; the prior of the spread between seeds is flat (docs/search.md)."""
-    sizes, memorized, samples = np.array(runs, dtype=np.float64).T
-    return fit_crossing(sizes, memorized, samples, level, tau_scale=math.inf)
+    """The crossing of the runs of a search."""
+    return fit_together(*np.array(runs, dtype=np.float64).T, level)
+
+
+def fit_together(sizes: np.ndarray, memorized: np.ndarray, samples: np.ndarray, level: float) -> Crossing:
+    """The same of several searches: |D|, memorized and all images of each run, [N], or [B, N] of B searches.
+
+    The prior of the spread between seeds is flat, since runs that end where it looks small make it look too small, but
+    for some mass at no spread, without which an interval of few runs is too wide there (docs/search.md).
+    """
+    width = np.gradient(TAUS)
+    prior = np.log(np.where(TAUS == 0, _NO_SPREAD, width) / width)
+    return fit_crossing(sizes, memorized, samples, level, tau_scale=math.inf, log_prior=prior)
 
 
 def grid_of_same_precision(
@@ -104,15 +118,31 @@ def candidates(low: int, high: int) -> np.ndarray:
     return np.unique(np.rint(low * (high / low) ** (np.arange(steps + 1) / steps)).astype(int))
 
 
-def _halving(a: int | None, b: int | None, low: int, high: int, count: int) -> list[int]:
-    """Sizes of the first part of the search; [] when EMM is bracketed within `_BRACKET`, or an end was passed."""
+def _first_sizes(
+    runs: Sequence[tuple[int, float, int]], a: int | None, b: int | None, low: int, high: int, level: float, count: int
+) -> list[int]:
+    """Sizes of the first part of the search; [] when EMM is bracketed within `_BRACKET`, or an end was passed.
+
+    One run tells, with the usual slope, about where EMM is; the next lies a little beyond, and at most halfway to the
+    end of the range, which costs most and says least where it is far off.
+    """
     if a is None and b is None:
         return _between(low, high, count)
-    if a is None:
-        return [] if b <= low else sorted({low, *_between(low, b, count - 1)})
-    if b is None:
-        return [] if a >= high else sorted({high, *_between(a, high, count - 1)})
-    return [] if b <= a * _BRACKET else _between(a, b, count)
+    if a is not None and b is not None:
+        return [] if b <= a * _BRACKET else _between(a, b, count)
+    end, known = (low, b) if a is None else (high, a)
+    if (a is None and b <= low) or (b is None and a >= high):
+        return []
+    if count > 1:
+        return sorted({end, *_between(*sorted((known, end)), count - 1)})
+    ratio = np.mean([(k + 0.5) / (n + 1) for size, k, n in runs if size == known])
+    way = abs(math.log(end / known))  # to the end of the range
+    guess = abs(logit(level) - logit(ratio)) / -_SLOPE  # to where the usual curve crosses
+    step = max(guess, math.log(_BEYOND))
+    if step > way / 2:
+        step = way / 2 if way > math.log(_BRACKET) else way
+    size = round(known * math.exp(math.copysign(step, end - known)))
+    return [size if low < size < high and size != known else end]
 
 
 def _between(low: int, high: int, count: int) -> list[int]:
@@ -131,7 +161,8 @@ def _most_telling(
     a, b = weight @ fitted.beta[0]
     b = (b / 0.25 + _SLOPE / _SLOPE_SD**2) / (1 / 0.25 + 1 / _SLOPE_SD**2) if b > -1 else b
     x = np.log(sizes) - centre
-    crossings = np.clip([fitted.quantile(q)[0] for q in (0.1, 0.5, 0.9)], *np.log(sizes[[0, -1]])) - centre
+    below = np.maximum.accumulate(fitted.below(np.log(sizes)))
+    crossings = np.interp([0.1, 0.5, 0.9], below + 1e-9 * np.arange(len(sizes)), x)
 
     def information(at: np.ndarray, n: np.ndarray | float) -> np.ndarray:
         """Of a run, about the curve there: [len(crossings), len(at)]."""
@@ -152,7 +183,7 @@ def _most_telling(
     for _ in range(count):
         now = variance(*moments)
         then = variance(*(m[:, None] + w_new * x**i for i, m in enumerate(moments)))
-        gain = np.log(now[:, None] / then).mean(axis=0) / sizes
+        gain = (1 / then - 1 / now[:, None]).mean(axis=0) / sizes
         best = int(gain.argmax())
         chosen.append(int(sizes[best]))
         moments = moments + w_new[:, best] * np.stack([np.full(len(crossings), x[best] ** i) for i in range(3)])

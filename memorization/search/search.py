@@ -390,6 +390,10 @@ class Search:
         a, b = bracket(sides(self.plan.measured, self.study.level))
         if sizes[0] in (self.low, self.high) and (a is None or b is None) and (a, b) != (None, None):
             return "the end of the range, to see whether EMM lies inside"
+        if len(sizes) == 1 and (a is None) != (b is None):
+            return (
+                f"about where the ratio at {b if a is None else a} puts EMM, and beyond, to have it between two sizes"
+            )
         if a is None or b is None or b > 2 * a:
             a, b = a or self.low, b or self.high
             return f"the middle of {a} to {b} in log |D|" if len(sizes) == 1 else f"which cut {a} to {b} in log |D|"

@@ -33,6 +33,7 @@ Breslow & Clayton, "Approximate inference in generalized linear mixed models", J
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.special import expit, logit, ndtr
@@ -46,12 +47,12 @@ _STEPS, _TOL, _MAX_ETA = 25, 1e-4, 12.0
 
 @dataclass(frozen=True)
 class Crossing:
-    """Distribution of the crossing of B data sets with the same sizes; see the module.
+    """Distribution of the crossing of B data sets, whose sizes are the same or not; see the module.
 
     C counts the pairs (tau, omega) of the grid.
     """
 
-    log_sizes: np.ndarray  # float [S], ascending, of the sizes that were measured
+    log_sizes: np.ndarray  # float [S], ascending, of the sizes that were measured; or [B, S], NaN after the last
     level: float
     tau: np.ndarray  # float [C]
     omega: np.ndarray  # float [C]
@@ -60,16 +61,21 @@ class Crossing:
     beta: np.ndarray  # float [B, C, 2], a (at the mean of log_sizes) and b
     cov: np.ndarray  # float [B, C, 3], variance of a, covariance, variance of b
 
+    @cached_property
+    def centre(self) -> np.ndarray:
+        """Mean of the log sizes, a number or float [B]."""
+        return np.nanmean(self.log_sizes, axis=-1)
+
     def below(self, x: np.ndarray) -> np.ndarray:
         """P(log EMM < x), float [B], for x float [B]: that the curve is below the level at x."""
-        d = (np.asarray(x, dtype=np.float64) - self.log_sizes.mean())[:, None]
+        d = (np.asarray(x, dtype=np.float64) - self.centre)[:, None]
         mean = self.beta[..., 0] + self.beta[..., 1] * d - logit(self.level)
         var = self.cov[..., 0] + 2 * self.cov[..., 1] * d + self.cov[..., 2] * d**2
         return (np.exp(self.log_weight) * ndtr(-mean / np.sqrt(np.maximum(var, 1e-300)))).sum(axis=1)
 
     def quantile(self, q: float) -> np.ndarray:
         """log |D| below which the crossing lies with probability `q`, float [B]; +-inf outside of the sizes."""
-        low, high = (np.full(len(self.beta), end) for end in self.log_sizes[[0, -1]])
+        low, high = (np.full(len(self.beta), end(self.log_sizes, axis=-1)) for end in (np.nanmin, np.nanmax))
         before, after = self.below(low) >= q, self.below(high) < q
         for _ in range(40):
             middle = (low + high) / 2
@@ -95,11 +101,12 @@ class Crossing:
     def row(self, i: int) -> "Crossing":
         """The data set `i` alone."""
         names = ("log_weight", "log_likelihood", "beta", "cov")
-        return replace(self, **{name: getattr(self, name)[i : i + 1] for name in names})
+        x = self.log_sizes if self.log_sizes.ndim == 1 else self.log_sizes[i][~np.isnan(self.log_sizes[i])]
+        return replace(self, log_sizes=x, **{name: getattr(self, name)[i : i + 1] for name in names})
 
 
 def fit_crossing(
-    sizes: Sequence[float] | np.ndarray,  # |D| of each run, [N]
+    sizes: Sequence[float] | np.ndarray,  # |D| of each run, [N], or [B, N] where the B curves have other sizes
     memorized: np.ndarray,  # memorized images of each run, [N] or [B, N]; need not be whole
     samples: np.ndarray,  # all images of each run, like `memorized`
     level: float = 0.9,
@@ -119,7 +126,8 @@ def fit_crossing(
     """
     sizes = np.asarray(sizes, dtype=np.float64)
     k, n = np.atleast_2d(np.asarray(memorized, dtype=np.float64)), np.atleast_2d(np.asarray(samples, dtype=np.float64))
-    if sizes.ndim != 1 or not sizes.size or k.shape != n.shape or k.shape[1] != len(sizes):
+    fits = k.shape == n.shape and (sizes.shape == k.shape if sizes.ndim == 2 else sizes.shape == k.shape[1:])
+    if not sizes.size or not fits:
         raise ValueError(f"A crossing needs counts of as many runs as sizes, not {k.shape} and {sizes.shape}.")
     if not (np.isfinite(sizes).all() and (sizes > 0).all() and (n >= 1).all() and ((k >= 0) & (k <= n)).all()):
         raise ValueError("A crossing needs positive sizes, and counts between 0 and the number of images.")
@@ -128,22 +136,33 @@ def fit_crossing(
     if seed_sd is not None and not 0 <= seed_sd < math.inf:
         raise ValueError(f"The spread between seeds is a standard deviation >= 0 on the logit scale, not {seed_sd}.")
 
-    unique, index = np.unique(sizes, return_inverse=True)
+    unique, index = _unique(sizes)
     taus = TAUS if seed_sd is None else np.array([float(seed_sd)])
     log_tau = np.log(np.gradient(taus) / (1 + taus / tau_scale)) if len(taus) > 1 else np.zeros(1)
     if log_prior is not None and seed_sd is None:
         log_tau = log_tau + log_prior - np.max(log_prior)
     tau, omega = np.repeat(taus, len(_OMEGAS)), np.tile(_OMEGAS, len(taus))
     x = np.log(unique)
-    likelihood, beta, cov = _fit(x - x.mean(), index, k, n, logit(level), tau, omega)
+    likelihood, beta, cov = _fit(x - np.nanmean(x, axis=-1, keepdims=True), index, k, n, logit(level), tau, omega)
     weight = likelihood + np.repeat(log_tau, len(_OMEGAS)) + np.tile(np.log(_OMEGA_WEIGHTS), len(taus))
     weight = weight - np.logaddexp.reduce(weight, axis=1, keepdims=True)
     return Crossing(x, level, tau, omega, weight, likelihood, beta, cov)
 
 
+def _unique(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending sizes [S] without repetition, and which each run has [N]; of several curves [B, S], NaN-padded."""
+    if sizes.ndim == 1:
+        return np.unique(sizes, return_inverse=True)
+    rows = [np.unique(row, return_inverse=True) for row in sizes]
+    unique = np.full((len(rows), max(len(found) for found, _ in rows)), np.nan)
+    for row, (found, _) in zip(unique, rows):
+        row[: len(found)] = found
+    return unique, np.array([index for _, index in rows])
+
+
 def _fit(
-    x: np.ndarray,  # [S], mean 0
-    index: np.ndarray,  # [N], which size each run has
+    x: np.ndarray,  # [S], mean 0; or [B, S], NaN after the last
+    index: np.ndarray,  # [N] or [B, N], which size each run has
     k: np.ndarray,  # [B, N]
     n: np.ndarray,  # [B, N]
     bar: float,  # logit of the level
@@ -151,45 +170,55 @@ def _fit(
     omega: np.ndarray,  # [C]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Restricted log-likelihood [B, C], (a, b) [B, C, 2] and their covariance [B, C, 3]."""
-    of_size = (index[:, None] == np.arange(len(x))).astype(np.float64)  # [N, S]
+    used = ~np.isnan(x)  # [S] or [B, S]
+    lone = used.sum(-1) == 1  # no slope
+    of_size = (index[..., None] == np.arange(x.shape[-1])).astype(np.float64)  # [N, S] or [B, N, S]
     extra = min(0.5, 1 / k.shape[1])  # images of either kind, one in all: keeps a and b finite (Firth 1993, in spirit)
     y, n = ((k + extra) / (n + 2 * extra))[:, None], n[:, None]  # [B, 1, N]
-    beta = _start(x, np.clip(y[:, 0] @ of_size / of_size.sum(axis=0), 0.002, 0.998))[:, None].repeat(len(tau), axis=1)
+    ratio = (y @ of_size)[:, 0] / np.maximum(of_size.sum(axis=-2), 1)
+    x = np.where(used, x, 0.0)
+    beta = _start(x, np.clip(ratio, 0.002, 0.998), used, lone)[:, None].repeat(len(tau), axis=1)
+    if x.ndim == 2:
+        x, used, lone, index = x[:, None], used[:, None], lone[:, None], index[:, None]  # [B, 1, .]
+
+    def of_run(value: np.ndarray) -> np.ndarray:  # [B, C, S] -> [B, C, N]
+        if index.ndim == 1:
+            return value[..., index]
+        return np.take_along_axis(value, np.broadcast_to(index, (*value.shape[:2], index.shape[-1])), axis=-1)
+
     t2 = (tau**2)[:, None]
     for _ in range(_STEPS):
         eta = np.clip(beta[..., :1] + beta[..., 1:] * x, -_MAX_ETA, _MAX_ETA)  # [B, C, S]
         mu = expit(eta)
         d = mu * (1 - mu)
-        variance = 1 / (n * d[..., index]) + t2 * (1 - 1 / n)  # [B, C, N], of the working logit
-        z = eta[..., index] + (y - mu[..., index]) / d[..., index]
+        eta_run, mu_run, d_run = of_run(eta), of_run(mu), of_run(d)
+        variance = 1 / (n * d_run) + t2 * (1 - 1 / n)  # [B, C, N], of the working logit
+        z = eta_run + (y - mu_run) / d_run
         w = 1 / variance
-        w_size = w @ of_size  # [B, C, S]
+        w_size = np.where(used, w @ of_size, 1.0)  # [B, C, S]
         z_size = (w * z) @ of_size / w_size
-        w_line = 1 / (1 / w_size + (omega[:, None] * (eta - bar)) ** 2)
+        w_line = used / (1 / w_size + (omega[:, None] * (eta - bar)) ** 2)
         s0, s1, s2 = w_line.sum(-1), (w_line * x).sum(-1), (w_line * x**2).sum(-1)
         c0, c1 = (w_line * z_size).sum(-1), (w_line * x * z_size).sum(-1)
-        if len(x) == 1:
-            det, new = s0, np.stack([c0 / s0, np.zeros_like(s0)], axis=-1)
-        else:
-            det = s0 * s2 - s1**2
-            new = np.stack([(s2 * c0 - s1 * c1) / det, (s0 * c1 - s1 * c0) / det], axis=-1)
+        s2 = np.where(lone, 1.0, s2)  # with s1 = c1 = 0: a constant
+        det = s0 * s2 - s1**2
+        new = np.stack([(s2 * c0 - s1 * c1) / det, (s0 * c1 - s1 * c0) / det], axis=-1)
         step = np.clip(new - beta, -2, 2)
         beta = beta + step
         if np.abs(step).max() < _TOL:
             break
-    within = w * (z - z_size[..., index]) ** 2
+    within = w * (z - of_run(z_size)) ** 2
     between = w_line * (z_size - beta[..., :1] - beta[..., 1:] * x) ** 2
-    log_l = np.log(w).sum(-1) - np.log(w_size).sum(-1) + np.log(w_line).sum(-1) - np.log(det)
+    log_l = np.log(w).sum(-1) - np.log(w_size).sum(-1) + np.log(np.where(used, w_line, 1.0)).sum(-1) - np.log(det)
     log_l = 0.5 * (log_l - within.sum(-1) - between.sum(-1))
-    zero = np.zeros_like(s0)
-    cov = [1 / s0, zero, zero] if len(x) == 1 else [s2 / det, -s1 / det, s0 / det]
-    return log_l, beta, np.stack(cov, axis=-1)
+    cov = np.stack([s2 / det, -s1 / det, np.where(lone, 0.0, s0 / det)], axis=-1)
+    return log_l, beta, cov
 
 
-def _start(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+def _start(x: np.ndarray, ratio: np.ndarray, used: np.ndarray, lone: np.ndarray) -> np.ndarray:
     """A line through the logits of the mean ratios [B, S], weighted: (a, b), float [B, 2]."""
-    w, z = ratio * (1 - ratio), logit(ratio)
+    w, z = used * ratio * (1 - ratio), logit(ratio)
     x0, z0 = ((w * v).sum(-1) / w.sum(-1) for v in (x, z))
     spread = (w * (x - x0[:, None]) ** 2).sum(-1)
-    b = np.zeros_like(x0) if len(x) == 1 else (w * (x - x0[:, None]) * z).sum(-1) / spread
+    b = np.where(lone, 0.0, (w * (x - x0[:, None]) * z).sum(-1) / np.where(lone, 1.0, spread))
     return np.stack([z0 - b * x0, b], axis=-1)

@@ -1,9 +1,15 @@
-"""What several test files use: processes that are waited for, images of handwritten digits, measured runs,
-a count of operations."""
+"""What several test files use: processes that start quickly or are waited for, images of handwritten digits, measured
+runs, a count of operations."""
 
+import atexit
+import functools
 import json
+import os
 import shutil
+import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from torch.utils._python_dispatch import TorchDispatchMode
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 120) -> None:
@@ -20,6 +28,48 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen | None =
         assert process is None or process.poll() is None, f"it ended before, with exit status {process.poll()}"
         assert time.time() < deadline, "waited too long"
         time.sleep(0.02)
+
+
+@functools.cache
+def forking_python() -> str:
+    """A command that is called like python and starts quickly; see fork_python.py."""
+    folder = tempfile.mkdtemp(prefix="p")
+    server = subprocess.Popen([sys.executable, str(ROOT / "tests/fork_python.py"), f"{folder}/s"])
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(server.kill)
+    wait_for(lambda: os.path.exists(f"{folder}/s"), server)
+    return f"{folder}/s-python"
+
+
+def torchrun(processes: int, script: str, *args: Any, code: int = 0) -> str:
+    """What an entry point says in several processes; with another `code` than 0 it has to fail.
+
+    Where it is to succeed, nothing depends on torchrun but the variables that it sets, and the processes are forks of
+    one that has torch loaded.
+    """
+    command = [str(ROOT / script), *map(str, args)]
+    how: dict[str, Any] = dict(text=True, cwd=ROOT)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    if code != 0:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        done = subprocess.run([*launch, *command], capture_output=True, timeout=240, env=env, **how)
+        assert done.returncode != 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    started = [
+        subprocess.Popen(
+            [forking_python(), *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **how,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    out = "".join(process.communicate(timeout=240)[0] for process in started)
+    assert not any(process.returncode for process in started), out
+    return out
 
 
 def digit_images() -> np.ndarray:

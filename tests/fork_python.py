@@ -57,6 +57,8 @@ def main(address: str) -> None:
         "tqdm",
         "train",
         "mem_ratio",
+        "memorization.plots",
+        "generate_optim",
         "emm",
     ):
         __import__(name)

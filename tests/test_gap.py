@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from builders import torchrun
 from PIL import Image
 from test_ratio import FAST, random_network
-from test_training import torchrun
 
 import mem_ratio as cli
 from memorization.measure.gap import GapMeter, ImageSet, gap_to_optimum, noise_levels

@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from test_training import torchrun
+from builders import torchrun
 
 import generate
 import generate_optim

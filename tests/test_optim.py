@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import Operations
+from builders import Operations, torchrun
 from conftest import ROOT
 from sklearn.datasets import load_digits
-from test_training import torchrun
 
 import generate_optim
 import training.optim

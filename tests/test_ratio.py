@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from builders import torchrun
 from PIL import Image
 
 import mem_ratio as cli
@@ -320,13 +319,8 @@ def test_two_processes(make_run, small_zip, seeds, run_cli):
     run = make_run([100])
     arguments = [f"--expdir={run}", f"--knn-ref={small_zip}", f"--seeds={seeds}", "--batch=2", *FAST]
     run_cli(cli.main, [*arguments, f"--log={run / 'one' / 'mem_traj.log'}"])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = subprocess.run(
-        [*torchrun, str(ROOT / "mem_ratio.py"), *arguments, f"--grid={run / 'grid.png'}"],
-        cwd=run, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("Highest:") == 1 and (run / "grid.png").exists()
+    out = torchrun(2, "mem_ratio.py", *arguments, f"--grid={run / 'grid.png'}")
+    assert out.count("Highest:") == 1 and (run / "grid.png").exists()
     one, two = (np.load(folder / "knn-dist" / "network-snapshot-000100.npz") for folder in (run / "one", run))
     for key in one:
         np.testing.assert_array_equal(one[key], two[key])

@@ -16,10 +16,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from builders import wait_for
+from builders import torchrun, wait_for
 from click.testing import CliRunner
 from conftest import ROOT
-from test_training import TINY, last_snapshot, stats, torchrun, weights
+from test_training import TINY, last_snapshot, stats, weights
 
 import train
 from dnnlib.util import Logger, atomic_write

@@ -5,11 +5,10 @@ import json
 import os
 import re
 import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
+from builders import forking_python
 from conftest import ROOT
 
 SCRIPTS = sorted(p.stem for p in (ROOT / "scripts").glob("*_*.sh") if "study.sh" in p.read_text())
@@ -35,17 +34,9 @@ LARGE = "--batch=200"  # few steps
 LINES = {"cond_labels": 4, "data_size": 1}  # of the figure; the others have two
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory):
-    """A command that is called like python and starts quickly."""
-    address = str(tmp_path_factory.mktemp("p") / "s")
-    server = subprocess.Popen([sys.executable, str(ROOT / "tests/fork_python.py"), address])
-    while not os.path.exists(address):
-        assert server.poll() is None, "it did not start"
-        time.sleep(0.05)
-    yield address + "-python"
-    server.kill()
-    server.wait()
+@pytest.fixture
+def python():
+    return forking_python()
 
 
 def shell(script, env, code=0):

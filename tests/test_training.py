@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from builders import torchrun
 
 import train
 from training.snapshots.snapshot import list_snapshots, load_network
@@ -43,16 +44,6 @@ def last_snapshot(run_dir):
 
 def stats(run_dir):
     return [json.loads(line) for line in (Path(run_dir) / "stats.jsonl").read_text().splitlines()]
-
-
-def torchrun(processes, script, *args, code=0):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(
-        [*command, str(ROOT / script), *map(str, args)], capture_output=True, text=True, timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT,
-    )  # fmt: skip
-    assert (done.returncode != 0) == (code != 0), done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 # ----------------------------------------------------------------------------

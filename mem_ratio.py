@@ -370,6 +370,9 @@ def main(
             title = f"{log_path.parent.absolute().name}, |D| = {len(reference.images)}"
             dist.on_rank0(plots.gap_curves, list(evaluator.records.values()), gap_path, title=title)
             dist.print0(f"Gap:         {gap_path}")
+            loss_path = log_path.parent / "loss.png"
+            dist.on_rank0(plots.loss_curves, list(evaluator.records.values()), loss_path, title=title)
+            dist.print0(f"Loss:        {loss_path}\n{describe_losses(best.name, record['gap'])}")
         dist.print0(f"Highest:     {describe(record, task, quality=judge)}")
         if "repeats" in record:
             dist.print0(describe_repeats(record))
@@ -670,6 +673,26 @@ def describe_table(kind: str, table: dict[str, dict[str, Any]]) -> str:
         lines.append(f"    {name:<{width}s}  {ratio:<23s}  {row['num_nearest']:>14d}  {copied:>22s}")
     if len(table) > MAX_ROWS:
         lines.append(f"    ... {len(table) - MAX_ROWS} more are in the record")
+    return "\n".join(lines)
+
+
+def describe_losses(name: str, gap: dict[str, Any]) -> str:
+    """Denoising losses over sigma of a snapshot, and its gap to the optimum beside them, as lines."""
+    sides = ("", "holdout_") if "loss_gap" in gap else ("",)
+    titles = [f"{what}, {side}" for what in ("loss", "gap") for side in ("training", "held-out")[: len(sides)]]
+    titles += ["loss, held-out - training [95 %]"] * (len(sides) - 1)
+    lines = [f"    Denoising loss, and gap to the optimum, of {name}, per pixel:"]
+    lines.append(f"    {'sigma':>9s}" + "".join(f"{title:>{max(len(title), 9) + 2}s}" for title in titles))
+    for i, sigma in enumerate(gap["sigma"]):
+
+        def text(key: str, i: int = i) -> str:
+            return "-" if gap[key][i] is None else f"{gap[key][i]:.3g}"
+
+        cells = [text(side + key) for key in ("loss", "mean") for side in sides]
+        if len(sides) > 1:
+            cells.append(f"{text('loss_gap')} [{text('loss_gap_low')}, {text('loss_gap_high')}]")
+        columns = (f"{cell:>{max(len(title), 9) + 2}s}" for cell, title in zip(cells, titles))
+        lines.append(f"    {sigma:9.4g}" + "".join(columns))
     return "\n".join(lines)
 
 

@@ -181,14 +181,8 @@ def gap_curves(
     ValueError
         If no record has a gap, or the suffix of `path` is no format that can be drawn.
     """
-    records = sorted((r for r in records if r.get("gap")), key=lambda r: r["kimg"] or 0)
-    if not records:
-        raise ValueError("There is no gap to draw; measure it with mem_ratio.py --gap=N.")
+    records, kimg, norm, colors = _by_time(records, "mean")
     check_format(path)
-    kimg = [r["kimg"] or 0 for r in records]
-    norm = Normalize(min(kimg) if len(set(kimg)) > 1 else 0, max(*kimg, 1))
-    colors = ListedColormap(colormaps["viridis_r"](np.linspace(0.12, 1, 256)))  # the lightest would not be seen
-
     fig = Figure(figsize=(6.0, 4.0), dpi=200, layout="constrained")
     ax = fig.subplots()
     _log_axes(ax, r"noise level $\sigma$", r"gap: mean $\|D_\theta - D^*\|^2$ per pixel")
@@ -220,6 +214,82 @@ def gap_curves(
     if title:
         ax.set_title(title, fontsize=11)
     save_figure(fig, path)
+
+
+def loss_curves(
+    records: Sequence[dict[str, Any]],  # of the trajectory; those without a gap are left out
+    path: str | os.PathLike,
+    *,
+    title: str | None = None,
+) -> None:
+    """Draw the denoising loss over sigma, a line per snapshot, and the share of it that training images are spared.
+
+    Left, logarithmic: the loss on training and (dashed) held-out images, bands +- 2 standard errors; dotted, that of D*
+    on the same images, of the last snapshot. Right, where there are held-out images: the loss on held-out less that on
+    training images, with its 95 % interval, by the loss on held-out images: 0 = no difference, 1 = training images
+    are known by heart. The colour is the training time in kimg, dark = late.
+
+    Raises
+    ------
+    ValueError
+        If no record has a loss, or the suffix of `path` is no format that can be drawn.
+    """
+    records, kimg, norm, colors = _by_time(records, "loss")
+    check_format(path)
+    both = any("loss_gap" in record["gap"] for record in records)
+    fig = Figure(figsize=(10.0 if both else 6.0, 4.0), dpi=200, layout="constrained")
+    axes = np.atleast_1d(fig.subplots(1, 2 if both else 1))
+    _log_axes(axes[0], r"noise level $\sigma$", r"denoising loss: mean $\|D_\theta - y\|^2$ per pixel")
+    if both:
+        _log_axes(axes[1], r"noise level $\sigma$", "(held-out loss - training loss) / held-out loss")
+        axes[1].set_yscale("linear")
+        axes[1].axhline(0, color=_GREY, linewidth=1, zorder=0)
+    for record, time in zip(records, kimg):
+        gap, color = record["gap"], colors(norm(time))
+        sigma = np.array(gap["sigma"], dtype=float)
+        loss = {key: np.array(gap[key], dtype=float) for key in ("loss", "holdout_loss") if key in gap}
+        for (key, mean), style in zip(loss.items(), ("-", "--")):
+            error = 2 * np.nan_to_num(np.array(gap[f"{key}_stderr"], dtype=float))
+            axes[0].plot(sigma, mean, style, color=color, linewidth=1.5)
+            low = np.maximum(mean - error, mean * 1e-3)
+            axes[0].fill_between(sigma, low, mean + error, color=color, alpha=0.15, lw=0)
+        if record is records[-1]:
+            for key, width in (("optimum_loss", 1.2), ("holdout_optimum_loss", 2.0)):
+                best = np.array(gap.get(key, []), dtype=float)
+                if best.size:
+                    seen = best > 0.1 * np.nanmin(loss["loss"])  # below, D* has training images by heart
+                    axes[0].plot(sigma[seen], best[seen], ":", color=_GREY, linewidth=width)
+        if "loss_gap" in gap:
+            difference, low, high = (
+                np.array(gap[key], dtype=float) / loss["holdout_loss"]
+                for key in ("loss_gap", "loss_gap_low", "loss_gap_high")
+            )
+            axes[1].plot(sigma, difference, color=color, linewidth=1.5)
+            axes[1].fill_between(sigma, low, high, color=color, alpha=0.15, lw=0)
+    legend = {"training images": ("-", 1.5, "0.2"), "held-out images": ("--", 1.5, "0.2")}
+    legend |= {"optimum, training images": (":", 1.2, _GREY), "optimum, held-out images": (":", 2.0, _GREY)}
+    if not both:
+        legend = {name: how for name, how in legend.items() if "held-out" not in name}
+    lines = [Line2D([], [], color=color, linestyle=style, linewidth=width) for style, width, color in legend.values()]
+    fig.legend(lines, legend, frameon=False, fontsize=8, ncols=4, loc="outside lower center")
+    if len(set(kimg)) > 1:
+        fig.colorbar(ScalarMappable(norm, colors), ax=axes[-1], label="training images seen (thousands)")
+    if title:
+        fig.suptitle(title, fontsize=11)
+    save_figure(fig, path)
+
+
+def _by_time(
+    records: Sequence[dict[str, Any]], key: str
+) -> tuple[list[dict[str, Any]], list[float], Normalize, ListedColormap]:
+    """Records whose gap has `key`, by their time; the times, and the colours of times."""
+    records = sorted((r for r in records if key in (r.get("gap") or {})), key=lambda r: r["kimg"] or 0)
+    if not records:
+        raise ValueError("There is no gap to draw; measure it with mem_ratio.py --gap=N.")
+    kimg = [r["kimg"] or 0 for r in records]
+    norm = Normalize(min(kimg) if len(set(kimg)) > 1 else 0, max(*kimg, 1))
+    colors = ListedColormap(colormaps["viridis_r"](np.linspace(0.12, 1, 256)))  # the lightest would not be seen
+    return records, kimg, norm, colors
 
 
 def collapse_curve(curves: Sequence[PosteriorCurve], path: str | os.PathLike, *, title: str | None = None) -> None:

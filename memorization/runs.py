@@ -233,6 +233,8 @@ class Run:
             points = [(1000 * e["Progress/kimg"] / self.size, *(e[key] for key in keys)) for e in entries]
             ends = {key: f"Quality/{name}_{key}" for key in ("training", "heldout")}
             floors = {key: entries[-1][end] for key, end in ends.items() if entries and end in entries[-1]}
+        names = {"training": "training set", "heldout": "held-out images"}
+        floors = {names.get(key, key): value for key, value in floors.items()}
         label = MEASURES[name].label if name in MEASURES else name
         return QualityCurve(label, tuple(points), floors)
 

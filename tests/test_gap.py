@@ -111,6 +111,47 @@ def test_images_repeat_only_if_there_are_too_few(digits):
     assert single.mean[0] > 0 and np.isnan(single.stderr[0])
 
 
+@pytest.mark.parametrize("noised", ["training", "held out"])
+def test_losses_are_those_of_the_same_noised_images(digits, noised):
+    """Each from its definition, with the image that was noised, in float64."""
+    training = digits[:60]
+    images = training if noised == "training" else digits[60:120]
+    net = Denoiser(0.7)
+    gap = gap_to_optimum(net, OptimEDM(training), images, sigmas=[0.02, 1.5], num_noised=60, batch=16)
+    y = images.reshape(60, -1) / 127.5 - 1
+    low = net.seen(gap.sigma[0])
+    y = y[((low[:, None] - y) ** 2).sum(2).argmin(1)]  # at little noise the nearest is the one
+    for i, sigma in enumerate(gap.sigma):
+        x = net.seen(sigma)
+        np.testing.assert_allclose(gap.losses[:, i], ((0.7 * x - y) ** 2).mean(1), rtol=1e-9)
+        assert gap.loss[i] == pytest.approx(gap.losses[:, i].mean())
+        assert gap.loss_stderr[i] == pytest.approx(gap.losses[:, i].std(ddof=1) / 60**0.5)
+        best = ((denoised(training, x, sigma) - y) ** 2).mean()
+        assert gap.optimum_loss[i] == pytest.approx(best, rel=1e-4, abs=1e-9)
+
+
+def test_loss_on_held_out_images_less_that_on_training_images(digits):
+    """No difference where they are of one kind; the optimum knows its own; equal noise makes the interval shorter."""
+    held = []
+    for seed in range(12):
+        mixed = digits[np.random.default_rng(seed).permutation(len(digits))]
+        training, heldout = ImageSet("training", mixed[:80]), ImageSet("held-out", mixed[80:400])
+        entry = GapMeter(training, heldout, num=80, seed=seed).measure(Denoiser(0.5))
+        low, value, high = (np.array(entry[key]) for key in ("loss_gap_low", "loss_gap", "loss_gap_high"))
+        np.testing.assert_allclose(
+            value, np.array(entry["holdout_loss"]) - np.array(entry["loss"]), rtol=1e-6, atol=1e-9
+        )
+        held.append((low <= 0) & (0 <= high))
+    assert np.mean(held) > 0.85
+    alone = 1.96 * np.hypot(entry["loss_stderr"], entry["holdout_loss_stderr"])
+    assert ((high - low) / 2)[-1] < 0.5 * alone[-1]
+    optimum = OptimEDM(training.images)
+    entry = GapMeter(training, heldout, num=80).measure(optimum)
+    assert np.array(entry["loss_gap_low"])[:8].min() > 0.01
+    np.testing.assert_allclose(entry["loss"], entry["optimum_loss"], atol=1e-9)
+    assert GapMeter(training, num=8).measure(optimum).keys().isdisjoint({"loss_gap", "holdout_loss"})
+
+
 def test_gap_is_the_excess_loss(digits):
     """E |D - y|^2 = E |D* - y|^2 + gap, on training images: the cross term vanishes in the mean."""
     net, training = Denoiser(0.7), digits[:50]
@@ -245,6 +286,8 @@ def test_command(setup, run_cli, digits, monkeypatch):
     result = run_cli(cli.main, run_options(setup, holdout=setup / "held-out.zip"))
     assert f"Gap:         {setup / 'run' / 'gap.png'}\n" in result.output and "Note:" not in result.output
     assert Image.open(setup / "run" / "gap.png").size[0] > 800
+    assert f"Loss:        {setup / 'run' / 'loss.png'}\n" in result.output
+    assert Image.open(setup / "run" / "loss.png").size[0] > 1600
     records = read_trajectory(setup / "run" / "mem_traj.jsonl")
     assert [r["kimg"] for r in records] == [200, 100]
     for record in records:
@@ -255,6 +298,10 @@ def test_command(setup, run_cli, digits, monkeypatch):
             np.testing.assert_allclose(gap["sigma"], expected.sigma)
             np.testing.assert_allclose(gap[prefix + "mean"], expected.mean, rtol=1e-5)
             np.testing.assert_allclose(gap[prefix + "stderr"], expected.stderr, rtol=1e-4)
+            np.testing.assert_allclose(gap[prefix + "loss"], expected.loss, rtol=1e-5)
+            np.testing.assert_allclose(gap[prefix + "loss_stderr"], expected.loss_stderr, rtol=1e-4)
+        shown = [line for line in result.output.splitlines() if line.startswith(f"    {gap['sigma'][5]:9.4g} ")]
+        assert len(shown) == 1
 
     # Nothing is measured twice: neither with the same settings, nor with fewer, nor the ratio for another gap.
     calls = []

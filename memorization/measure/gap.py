@@ -1,4 +1,4 @@
-"""The gap between a denoiser and the closed-form optimum of its training set, over the noise level."""
+"""Over the noise level: the gap between a denoiser and the closed-form optimum of its training set, and its loss."""
 
 import hashlib
 import math
@@ -20,6 +20,7 @@ from training.optim import OptimEDM, load_optimum
 from training.samplers import StackedRandomGenerator
 
 NUM_SIGMAS = 16
+Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,18 @@ class Gap:
     mean: np.ndarray  # float64 [sigmas], per pixel, for data in [-1, 1]
     stderr: np.ndarray  # float64 [sigmas], NaN for a single image
     num_noised: int
+    losses: np.ndarray  # float64 [num_noised, sigmas], denoising loss of each noised image, per pixel
+    optimum_loss: np.ndarray  # float64 [sigmas], mean of that of D*
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Mean denoising loss, float64 [sigmas]."""
+        return self.losses.mean(axis=0)
+
+    @property
+    def loss_stderr(self) -> np.ndarray:
+        """Its standard error; NaN for a single image."""
+        return _stderr(self.losses)
 
 
 def noise_levels(net: torch.nn.Module, num: int = NUM_SIGMAS, low: float = 0.002, high: float = 80) -> Tensor:
@@ -63,9 +76,11 @@ def gap_to_optimum(
 
     Images are drawn by `seed`, without replacement while there are enough, else with. The i-th has a noise
     seed of its own and the same standard normal noise at each noise level, times sigma. So all networks of
-    one shape see the same noised images, and the result depends neither on the batch nor on the ranks, which
-    share the images, beyond the rounding of the network. Noise levels are limited to the network's range
-    and rounded as it does for a sampler. The standard error is that of independent draws of image and noise.
+    one shape see the same noised images, and the result depends neither on the batch nor on the ranks, which share
+    the images, beyond the rounding of the network. Noise levels are limited to the network's range and rounded as
+    it does for a sampler. Both losses above are measured on the same noised images (`losses`, `optimum_loss`); the
+    i-th ones of any two sets of images have the same noise. The standard error is that of independent draws of
+    image and noise.
 
     Raises
     ------
@@ -90,7 +105,7 @@ def gap_to_optimum(
 
     # This rank's share: squared distances, image by image.
     share = split_seeds(range(num_noised))
-    squares = np.empty([len(share), len(sigma)])
+    squares = np.empty([len(share), len(sigma), 3])  # D_theta to D*, D_theta to y, D* to y
     for start in range(0, len(share), batch):
         which = share[start : start + batch]
         y = images[torch.from_numpy(index[which])].to(device).to(torch.float64) / 127.5 - 1
@@ -98,16 +113,23 @@ def gap_to_optimum(
         labels = None if class_labels is None else torch.as_tensor(class_labels)[index[which]].to(device)
         for s in reversed(range(len(sigma))):  # downwards, as a sampler goes: the optimum then skips most work
             x = y + n * sigma[s]
-            difference = _denoise(net, x, sigma[s], labels) - _denoise(optimum, x, sigma[s], labels)
-            squares[start : start + len(which), s] = difference.square().flatten(1).mean(1).cpu()
+            denoised, best = _denoise(net, x, sigma[s], labels), _denoise(optimum, x, sigma[s], labels)
+            differences = torch.stack([denoised - best, denoised - y, best - y], dim=1)
+            squares[start : start + len(which), s] = differences.square().flatten(2).mean(2).cpu()
         if on_batch is not None:
             on_batch(len(which))
 
     # All shares, in the order of the images: the sums do not depend on who computed what.
     order = np.argsort(np.concatenate(distributed.gather(np.asarray(share, dtype=np.int64))), kind="stable")
     squares = np.concatenate(distributed.gather(squares))[order]
-    spread = squares.std(axis=0, ddof=1) if num_noised > 1 else np.full(len(sigma), np.nan)
-    return Gap(sigma.cpu().numpy(), squares.mean(axis=0), spread / math.sqrt(num_noised), num_noised)
+    gap, losses, best = np.moveaxis(squares, 2, 0)
+    return Gap(sigma.cpu().numpy(), gap.mean(axis=0), _stderr(gap), num_noised, losses, best.mean(axis=0))
+
+
+def _stderr(values: np.ndarray) -> np.ndarray:
+    """Standard error of the means of the columns of [n, sigmas]; NaN where n is 1."""
+    n = len(values)
+    return values.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else np.full(values.shape[1], np.nan)
 
 
 def _denoise(net: torch.nn.Module, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
@@ -237,24 +259,38 @@ class GapMeter:
     def holds(self, record: dict[str, Any]) -> bool:
         """True if `record` (of `memorization.records`) has its gap, measured with these settings."""
         gap = record.get("gap") or {}
-        return all(key in gap and gap[key] == value for key, value in self._settings.items())
+        return "loss" in gap and all(key in gap and gap[key] == value for key, value in self._settings.items())
 
     def measure(self, net: torch.nn.Module, on_batch: Callable[[int], None] | None = None) -> dict[str, Any]:
         """The gap of `net`, as the entry `gap` of its record.
 
         That is: num, seed, sigma [sigmas], mean and stderr [sigmas] of `Gap`; with held-out images also holdout
         (path), holdout_size, holdout_sha256, holdout_mean and holdout_stderr. What is not finite is None.
+
+        Beside these the denoising loss: loss, loss_stderr and optimum_loss [sigmas], with held-out images also
+        holdout_loss, holdout_loss_stderr and holdout_optimum_loss, and loss_gap, loss_gap_low and loss_gap_high: loss
+        on held-out less that on training images, with its 95 % interval. The i-th noised images of both have the same
+        noise, so that their difference has less spread where the losses depend on the noise.
         """
         result = self._measure(net, self.training, on_batch)
         entry = {**self._settings, "sigma": result.sigma.tolist()}
-        entry |= {"mean": _finite(result.mean), "stderr": _finite(result.stderr)}
+        entry |= _entries(result)
         if self.holdout is not None:
-            result = self._measure(net, self.holdout, on_batch)
-            entry |= {"holdout_mean": _finite(result.mean), "holdout_stderr": _finite(result.stderr)}
+            heldout = self._measure(net, self.holdout, on_batch)
+            entry |= {f"holdout_{key}": value for key, value in _entries(heldout).items()}
+            difference = heldout.losses - result.losses
+            mean, half = difference.mean(axis=0), Z95 * _stderr(difference)
+            entry |= {"loss_gap": _finite(mean)}
+            entry |= {"loss_gap_low": _finite(mean - half), "loss_gap_high": _finite(mean + half)}
         return entry
 
     def _measure(self, net: torch.nn.Module, data: ImageSet, on_batch: Callable[[int], None] | None) -> Gap:
         return gap_to_optimum(net, self._optimum, data.images, class_labels=data.labels, on_batch=on_batch, **self._how)
+
+
+def _entries(result: Gap) -> dict[str, list[float | None]]:
+    names = ("mean", "stderr", "loss", "loss_stderr", "optimum_loss")
+    return {name: _finite(getattr(result, name)) for name in names}
 
 
 def _finite(values: np.ndarray) -> list[float | None]:

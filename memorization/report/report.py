@@ -344,10 +344,11 @@ def _chart(name: str, run: Run, level: float) -> dict[str, Any]:
     height = bottom
     drawn = None
     if quality.points:
-        panel_top, height = bottom + 14, bottom + 66
+        panel_top, height = bottom + 20, bottom + 72
         drawn = _quality_panel(quality, x, (panel_top, height), right)
         texts += [(left - 4, panel_top + 6, drawn["most"], "end"), (left - 4, height, drawn["least"], "end")]
-        texts += [(right, panel_top + 2, quality.label, "end")]
+        texts += [(right, panel_top - 5, quality.label, "end")]
+        texts += [(left + 3, y + (9 if y < panel_top + 10 else -3), words, "start") for y, words in drawn["names"]]
     texts += [(left, height + 13, "0", "middle"), (right, height + 13, f"{end:,.0f} epochs", "end")]
     return {
         "name": name, "size": f"{run.size:,}", "width": 260, "height": height + 16,
@@ -377,6 +378,7 @@ def _quality_panel(
     y = _scale(least, most, bottom - 2, top + 2)
     return {
         "least": f"{least:.2g}", "most": f"{most:.2g}", "path": _path([(x(e), y(v)) for e, v, *_ in quality.points]),
+        "names": [(y(value), name) for name, value in quality.floors.items()],
         "floors": [(f"M{x(0)} {y(value)}H{right}", f"{name}: {value:.4g}") for name, value in quality.floors.items()],
         "dots": [(x(e), y(v), f"epoch {e:,.0f}: {v:.4g} [{a:.4g}, {b:.4g}]") for e, v, a, b in quality.points],
     }  # fmt: skip

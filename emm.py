@@ -52,7 +52,7 @@ from memorization.search.search import (
     Plan,
     Range,
     Search,
-    Study,
+    SearchSpec,
     choose_subset,
     describe_result,
     digest_source,
@@ -588,26 +588,26 @@ def search(**kwargs: Any) -> None:
     opts = EasyDict(kwargs)
     if opts.low >= opts.high:
         raise click.UsageError(f"--low={opts.low} is not less than --high={opts.high}.")
-    study = search_study(opts)
-    if opts.high > study.largest:
-        kind = "class-balanced " if study.subset == "balanced" else ""
-        raise click.UsageError(f"--high={opts.high}: {opts.source} has {kind}training sets of {study.largest} at most.")
+    spec = search_spec(opts)
+    if opts.high > spec.largest:
+        kind = "class-balanced " if spec.subset == "balanced" else ""
+        raise click.UsageError(f"--high={opts.high}: {opts.source} has {kind}training sets of {spec.largest} at most.")
     where = Range(
         opts.low, opts.high, opts.tolerance, opts.confidence, opts.max_runs, jobs=opts.jobs, expand=opts.expand
     )
     if opts.dry_run:
-        print_plan(Search(study, where, Plan(study.outdir / PLAN, study.settings()), executor=None), opts)
+        print_plan(Search(spec, where, Plan(spec.outdir / PLAN, spec.settings()), executor=None), opts)
         click.echo("Nothing is trained: --dry-run.")
         return
     parameters = slurm_parameters(opts)
-    check_folder(study.outdir)
-    with file_lock(study.outdir / LOCK, wait=False) as mine:
+    check_folder(spec.outdir)
+    with file_lock(spec.outdir / LOCK, wait=False) as mine:
         if not mine:
-            raise ValueError(f'Another search is at work in "{study.outdir}"; wait for it or stop it.')
-        plan = Plan(study.outdir / PLAN, study.settings())
+            raise ValueError(f'Another search is at work in "{spec.outdir}"; wait for it or stop it.')
+        plan = Plan(spec.outdir / PLAN, spec.settings())
         with SearchBar() as bar:
-            executor = search_executor(opts, study, parameters)
-            work = Search(study, where, plan, executor, report=bar.write, progress=bar.show)
+            executor = search_executor(opts, spec, parameters)
+            work = Search(spec, where, plan, executor, report=bar.write, progress=bar.show)
             print_plan(work, opts)
             bar.start(work)
             try:
@@ -718,7 +718,7 @@ def print_timescales(found: Sequence[Timescales], by: str | None) -> None:
 # Search.
 
 
-def search_study(opts: EasyDict) -> Study:
+def search_spec(opts: EasyDict) -> SearchSpec:
     """What the options say to search; those that train.py or mem_ratio.py would refuse are refused here."""
     import mem_ratio
     import train
@@ -732,7 +732,7 @@ def search_study(opts: EasyDict) -> Study:
     own = ["expdir", "network", "knn_ref", "log", "seeds", "bar", "confidence", "until_above", "watch", "device"]
     passed_on(mem_ratio.main, [], measure, own, "--measure")
     subset, largest = choose_subset(opts.source, opts.subset or "auto")
-    return Study(
+    return SearchSpec(
         outdir=Path(os.path.realpath(opts.outdir)), source=opts.source, subset=subset, largest=largest,
         source_sha256=digest_source(opts.source),
         train_options=opts.train_options, duration=training["duration"], seed=training["seed"] or 0,
@@ -761,10 +761,10 @@ def passed_on(
     return options
 
 
-def search_executor(opts: EasyDict, study: Study, parameters: dict[str, Any]) -> Executor:
+def search_executor(opts: EasyDict, spec: SearchSpec, parameters: dict[str, Any]) -> Executor:
     if opts.executor == "local":
         return LocalExecutor(visible_gpus() if opts.device in ("auto", "cuda") else (), opts.nproc)
-    return SubmititExecutor(study.outdir / "jobs" / "submitit", opts.executor.removeprefix("submitit-"), parameters)
+    return SubmititExecutor(spec.outdir / "jobs" / "submitit", opts.executor.removeprefix("submitit-"), parameters)
 
 
 def slurm_parameters(opts: EasyDict) -> dict[str, Any]:
@@ -781,8 +781,8 @@ def slurm_parameters(opts: EasyDict) -> dict[str, Any]:
 
 def print_plan(work: Search, opts: EasyDict) -> None:
     """What is searched, what is known, and what it may cost."""
-    known, kimg = work.plan.decisions, work.study.kimg
-    drawn = f"{'class-balanced' if work.study.subset == 'balanced' else 'the first'} images of {opts.source}"
+    known, kimg = work.plan.decisions, work.spec.kimg
+    drawn = f"{'class-balanced' if work.spec.subset == 'balanced' else 'the first'} images of {opts.source}"
     click.echo(
         f"Search:  EMM at {100 * opts.level:g} % from |D| = {work.low} to {work.high} ({drawn}), until the ends of its "
         f"{100 * opts.confidence:g} % interval are within a factor of {opts.tolerance:g}"
@@ -797,7 +797,7 @@ def print_plan(work: Search, opts: EasyDict) -> None:
         )
     else:
         click.echo("Expect:  nothing is left to train" + (" within this range" if opts.expand else ""))
-    click.echo(f"Logs:    {work.study.outdir / 'jobs'}")
+    click.echo(f"Logs:    {work.spec.outdir / 'jobs'}")
 
 
 class SearchBar:

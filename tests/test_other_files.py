@@ -30,7 +30,7 @@ from dnnlib import images as files_module
 from dnnlib.images import ImageFiles, decode_image
 from dnnlib.repeats import find_repeats
 from memorization.runs import OTHER_MEASUREMENTS, RUN_FOLDERS, find_runs, read_run
-from memorization.search.search import Plan, Study, choose_subset, digest_source
+from memorization.search.search import Plan, SearchSpec, choose_subset, digest_source
 from training.dataset import ImageFolderDataset
 from training.decoded import decoded_images, decoded_path
 
@@ -580,7 +580,7 @@ def test_a_search_does_not_go_on_with_another_source(tmp_path, make_zip):
     def settings():
         subset, largest = choose_subset(str(source))
         digest = digest_source(str(source))
-        return Study(plan.parent, str(source), subset, largest, source_sha256=digest).settings()
+        return SearchSpec(plan.parent, str(source), subset, largest, source_sha256=digest).settings()
 
     make_zip(noise, None, source)
     Plan(plan, settings()).save()

@@ -21,7 +21,7 @@ from memorization.runs import read_run, trained_nimg
 from memorization.search.design import MIN_RUNS, bracket, candidates, fit, grid_of_same_precision, next_sizes, sides
 from memorization.search.executors import LocalExecutor, SubmititExecutor, visible_gpus
 from memorization.search.job import SearchJob, last_words
-from memorization.search.search import Plan, Range, Search, Study, choose_subset, describe_result
+from memorization.search.search import Plan, Range, Search, SearchSpec, choose_subset, describe_result
 from memorization.stats.crossing import fit_crossing
 from training.dataset import ImageFolderDataset
 
@@ -88,16 +88,18 @@ def folder(tmp_path):
     return tmp_path / "search"
 
 
-def make_study(folder, **options):
+def make_spec(folder, **options):
     subset, largest = choose_subset("digits", "first")
-    return Study(outdir=folder, source="digits", subset=subset, largest=largest, duration=50, images=1000, **options)
+    return SearchSpec(
+        outdir=folder, source="digits", subset=subset, largest=largest, duration=50, images=1000, **options
+    )
 
 
-def run_search(folder, executor, low=LOW, high=HIGH, study=None, **where):
+def run_search(folder, executor, low=LOW, high=HIGH, spec=None, **where):
     """Run or continue the search in `folder`; return its EMM, plan and messages."""
-    study, said = study or make_study(folder), []
-    plan = Plan(folder / "plan.json", study.settings())
-    search = Search(study, Range(low, high, **where), plan, executor, report=said.append)
+    spec, said = spec or make_spec(folder), []
+    plan = Plan(folder / "plan.json", spec.settings())
+    search = Search(spec, Range(low, high, **where), plan, executor, report=said.append)
     return search.run(), plan, said
 
 
@@ -258,7 +260,7 @@ def test_continues_after_a_kill_before_the_first_run(folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Study, "prepare", prepare)
+        patched.setattr(SearchSpec, "prepare", prepare)
         run_search(folder, FakeExecutor())
     found, *_ = run_search(folder, FakeExecutor())
     assert found.size == pytest.approx(TRUE_EMM, rel=0.2)
@@ -311,7 +313,7 @@ def test_other_settings_are_refused(folder):
         (dict(seed=3, nproc=2), "another nproc (1, now 2), another seed (0, now 3)"),
     ]:
         with pytest.raises(ValueError, match="give the options that it began with") as err:
-            run_search(folder, FakeExecutor(), study=make_study(folder, **change))
+            run_search(folder, FakeExecutor(), spec=make_spec(folder, **change))
         assert words in str(err.value)
     assert (folder / "plan.json").read_bytes() == before
 
@@ -358,9 +360,9 @@ def test_training_sets_are_nested(tmp_path):
     """Size 13 of 10 classes: one image of each, and another of the first three; the set of size 12 is inside."""
     subset, largest = choose_subset("digits")
     assert (subset, largest) == ("balanced", 1740)  # 174 of the rarest digit
-    study, sets = Study(outdir=tmp_path, source="digits", subset=subset, largest=largest), {}
+    spec, sets = SearchSpec(outdir=tmp_path, source="digits", subset=subset, largest=largest), {}
     for size in (12, 13):
-        study.prepare(study.run(size, 0), size)
+        spec.prepare(spec.run(size, 0), size)
         data = ImageFolderDataset(str(tmp_path / "data" / f"digits-{size}.zip"), use_labels=True)
         assert np.bincount(data.labels()).tolist() == [2] * (size - 10) + [1] * (20 - size)
         sets[size] = {image.tobytes() for image in data.images()}

@@ -84,7 +84,7 @@ def digest_source(source: str) -> str:
 
 
 @dataclass(frozen=True)
-class Study:
+class SearchSpec:
     """What all runs of a search have in common; only |D| and the training seed change."""
 
     outdir: Path  # folder of the search; runs/ in it holds ordinary run folders
@@ -246,8 +246,8 @@ class Search:
 
     Parameters
     ----------
-    study, where : what to search, and where.
-    plan : opened with `study.settings()`.
+    spec, where : what to search, and where.
+    plan : opened with `spec.settings()`.
     executor : what runs the jobs.
     report : takes each message.
     progress : is told, now and then, what each run at work is doing.
@@ -255,14 +255,14 @@ class Search:
 
     def __init__(
         self,
-        study: Study,
+        spec: SearchSpec,
         where: Range,
         plan: Plan,
         executor: Executor,
         report: Callable[[str], Any] = print,
         progress: Callable[[list[str]], Any] = lambda _: None,
     ):
-        self.study, self.plan, self.executor, self.report, self.progress = study, plan, executor, report, progress
+        self.spec, self.plan, self.executor, self.report, self.progress = spec, plan, executor, report, progress
         self.where, self.low, self.high = where, where.low, where.high
         self._running: dict[str, Job] = {}
 
@@ -273,12 +273,12 @@ class Search:
         if runs and (self.found() or room < 1):
             return []
         return next_sizes(
-            runs, self.low, self.high, level=self.study.level, images=self.study.images, count=min(where.jobs, room)
+            runs, self.low, self.high, level=self.spec.level, images=self.spec.images, count=min(where.jobs, room)
         )
 
     def interval(self) -> tuple[float, float, float]:
         """log EMM by the runs so far, with the ends of its interval: low, estimate, high; infinite where open."""
-        level, confidence = self.study.level, self.where.confidence
+        level, confidence = self.spec.level, self.where.confidence
         fitted = fit(self.plan.measured, level)
         middle = float(fitted.quantile(0.5)[0])
         low = float(fit(self.plan.lowered, level).interval(confidence)[0][0])
@@ -287,10 +287,10 @@ class Search:
     def found(self) -> bool:
         """Whether EMM is known as well as asked for, or known to lie outside of the range."""
         runs = self.plan.measured
-        a, b = bracket(sides(runs, self.study.level))
+        a, b = bracket(sides(runs, self.spec.level))
         end = self.low if a is None else self.high
         if a is None or b is None:
-            fitted = fit(runs if a is None else self.plan.lowered, self.study.level)
+            fitted = fit(runs if a is None else self.plan.lowered, self.spec.level)
             below = float(fitted.below(np.log([end]))[0])
             sure = below if a is None else 1 - below
             return sum(size == end for size, *_ in runs) > 1 and sure >= self.where.confidence
@@ -319,12 +319,12 @@ class Search:
 
     def trained_kimg(self) -> float:
         """Thousands of images that the runs of this search were trained on so far, those given up included."""
-        folder = self.study.outdir / "runs"
+        folder = self.spec.outdir / "runs"
         return sum(trained_nimg(run) for run in folder.iterdir()) / 1000 if folder.is_dir() else 0.0
 
     def _beyond(self) -> list[int]:
         """With `expand`, the sizes to try once EMM is known to lie outside of the range: half, or twice."""
-        a, b = bracket(sides(self.plan.measured, self.study.level))
+        a, b = bracket(sides(self.plan.measured, self.spec.level))
         if (
             not self.where.expand
             or (a is not None and b is not None)
@@ -334,7 +334,7 @@ class Search:
         if a is None:
             self.low = max(self.low // 2, 2)
         else:
-            self.high = min(2 * self.high, self.study.largest)
+            self.high = min(2 * self.high, self.spec.largest)
         return [] if self.found() else self.next_sizes()
 
     def _work_on(self, sizes: list[int]) -> None:
@@ -345,7 +345,7 @@ class Search:
         else:
             why = self._reason(sizes)
             for number, size in enumerate(sizes, start=len(plan.decisions)):
-                plan.started[self.study.run(size, number)] = dict(size=size, job=None, why=why)
+                plan.started[self.spec.run(size, number)] = dict(size=size, job=None, why=why)
         plan.result = None
         plan.save()  # first of all: a folder without a plan is taken for something else
         self.report(f"Next: |D| = {', '.join(str(job['size']) for job in plan.started.values())}, {why}.")
@@ -353,8 +353,8 @@ class Search:
         while waiting or self._running:
             while waiting and len(self._running) < self.where.jobs:
                 run = waiting.pop(0)
-                self.study.prepare(run, plan.started[run]["size"])
-                self._running[run] = self.executor.start(self.study.job_file(run), plan.started[run]["job"])
+                self.spec.prepare(run, plan.started[run]["size"])
+                self._running[run] = self.executor.start(self.spec.job_file(run), plan.started[run]["job"])
                 plan.started[run]["job"] = self._running[run].id
                 plan.save()
             ended = {run: status for run, job in self._running.items() if (status := job.poll()) is not None}
@@ -369,25 +369,25 @@ class Search:
 
     def _decide(self, run: str) -> None:
         """Take a finished run into the fit, and say what is known now."""
-        outcome = run_outcome(self.study.run_dir(run))
+        outcome = run_outcome(self.spec.run_dir(run))
         begun = self.plan.started.pop(run)
         decision = dict(size=begun["size"], **outcome, why=begun["why"])
         self.plan.decisions.append(decision)
-        low, middle, high = (emm_record(value, self._sizes(), self.study.level) for value in self.interval())
+        low, middle, high = (emm_record(value, self._sizes(), self.spec.level) for value in self.interval())
         decision.update(emm=dict(low=low, estimate=middle, high=high, confidence=self.where.confidence))
         decision.update(time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
         self.plan.save()
-        self.report(describe(decision, self.study.level))
+        self.report(describe(decision, self.spec.level))
 
     def _sizes(self) -> np.ndarray:
         return np.array([size for size, *_ in self.plan.measured], dtype=np.float64)
 
     def _doing(self, run: str) -> str:
-        run_dir = self.study.run_dir(run)
+        run_dir = self.spec.run_dir(run)
         return f"{run} " + ("measuring" if is_trained(run_dir) else f"kimg {trained_nimg(run_dir) / 1000:.0f}")
 
     def _reason(self, sizes: list[int]) -> str:
-        a, b = bracket(sides(self.plan.measured, self.study.level))
+        a, b = bracket(sides(self.plan.measured, self.spec.level))
         if sizes[0] in (self.low, self.high) and (a is None or b is None) and (a, b) != (None, None):
             return "the end of the range, to see whether EMM lies inside"
         if len(sizes) == 1 and (a is None) != (b is None):
@@ -400,7 +400,7 @@ class Search:
         return "where a run tells most of EMM per training image"
 
     def _conclude(self) -> Emm:
-        level, sizes = self.study.level, self._sizes()
+        level, sizes = self.spec.level, self._sizes()
         low, middle, high = self.interval()
         emm = emm_at(sizes, middle, level)
         a, b = bracket(sides(self.plan.measured, level))
@@ -412,7 +412,7 @@ class Search:
             high=emm_record(high, sizes, level), confidence=self.where.confidence, seed_sd=spread,
             as_asked=self.found(), tolerance=self.where.tolerance, runs=len(self.plan.decisions),
             trained_kimg=self.trained_kimg(), grid=self._grid(low, middle, high, spread),
-            left_out=left_out_of(self.study.source),
+            left_out=left_out_of(self.spec.source),
         )  # fmt: skip
         self.plan.save()
         return emm
@@ -421,16 +421,16 @@ class Search:
         """What a grid from the low to the high end of the range, each size twice the one before, would have cost."""
         if not all(map(math.isfinite, (low, middle, high))):
             return None
-        fitted, level = fit(self.plan.measured, self.study.level), self.study.level
+        fitted, level = fit(self.plan.measured, self.spec.level), self.spec.level
         slope = float(np.exp(fitted.log_weight[0]) @ fitted.beta[0, :, 1])
         sd = max(high - low, 1e-6) / (2 * float(ndtri((1 + self.where.confidence) / 2)))
         sizes, runs = grid_of_same_precision(
-            math.exp(middle), slope, spread, self.low, self.high, level=level, images=self.study.images, sd=sd
+            math.exp(middle), slope, spread, self.low, self.high, level=level, images=self.spec.images, sd=sd
         )
-        return dict(sizes=sizes, runs_per_size=runs, kimg=runs * sum(map(self.study.kimg, sizes)))
+        return dict(sizes=sizes, runs_per_size=runs, kimg=runs * sum(map(self.spec.kimg, sizes)))
 
     def _failure(self, run: str, size: int, status: int) -> str:
-        path = self.study.job_file(run)
+        path = self.spec.job_file(run)
         return (
             f"The job of |D| = {size} has failed (exit status {status}): {last_words(path)} "
             f'Its log is "{path.with_suffix(".log")}"; the same command tries again.'

@@ -241,7 +241,7 @@ def loss_curves(
     axes = np.atleast_1d(fig.subplots(1, 2 if both else 1))
     _log_axes(axes[0], r"noise level $\sigma$", r"denoising loss: mean $\|D_\theta - y\|^2$ per pixel")
     if both:
-        _log_axes(axes[1], r"noise level $\sigma$", "(held-out loss - training loss) / held-out loss")
+        _log_axes(axes[1], r"noise level $\sigma$", "1 - training loss / held-out loss")
         axes[1].set_yscale("linear")
         axes[1].axhline(0, color=_GREY, linewidth=1, zorder=0)
     for record, time in zip(records, kimg):

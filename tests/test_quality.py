@@ -108,6 +108,7 @@ def test_copies_at_the_radius_count_in_features_too():
     assert compare(Vectors(y[::4] + 1e-6), Vectors(y), ["precision"])["precision"].value == 0
 
 
+@pytest.mark.filterwarnings("ignore:Matrix is singular")  # of the few images in a part; their Fréchet is not used
 def test_larger_sets_are_dealt_into_parts_or_cut(parts, monkeypatch):
     """Beyond PAIRS the kernel distance is the mean over parts, and balls are of the first images."""
     monkeypatch.setattr(quality, "PAIRS", 100)

@@ -23,7 +23,8 @@ from memorization.curve.factors import differing_options
 from memorization.curve.lines import curve_lines
 from memorization.report.commands import measure_command, train_command
 from memorization.report.folder import common, differing, find_pictures, read_runs_folder
-from memorization.report.report import SCRIPT, _show, only_factor, write_report
+from memorization.report.report import SCRIPT, _chart, _show, only_factor, write_report
+from memorization.runs import Run
 
 TINY = ["--cres=1", "--num-channels=8", "--num-blocks=1", "--attn-resolutions=4", "--batch=32", "--seed=7", "--tick=1"]
 TINY += ["--device=cpu", "--snap=1", "--duration=6"]
@@ -494,3 +495,24 @@ def test_digests_are_shortened_and_the_ratio_comes_before_the_options(study, tmp
     assert head.index("R_mem %") < head.index("seed") < head.index("num_channels")
     assert _show("ab12cd34" + "0" * 56) == "ab12cd34…" and _show("listing:ab12cd34" + "0" * 56) == "listing:ab12cd34…"
     assert _show("training-runs") == "training-runs"
+
+
+def test_quality_of_a_run_is_a_curve_and_a_panel_of_its_chart(tmp_path):
+    """By the first measure; a record with other settings than the last is no point of it."""
+
+    def record(kimg, value, dataset="a"):
+        entry = {"frechet": {"value": value, "ci_low": value - 1, "ci_high": value + 1}}
+        floors = {"training": {"measures": {"frechet": {"value": 5.0}}}, "heldout": {"measures": {}}}
+        quality = {"dataset_sha256": dataset, "num_reference": 9, "num_samples": 8, "space": {"name": "pca"}}
+        quality |= {"measures": entry, "floors": floors}
+        return dict(kimg=kimg, nimg=1000 * kimg, num_samples=8, num_memorized=2, quality=quality)
+
+    records = (record(1, 9.0, dataset="b"), record(2, 7.0), record(3, 6.0))
+    options = {"dataset_kwargs": {"max_size": 100}, "total_nimg": 3000}
+    run = Run(tmp_path, options, records, records)
+    assert run.quality.points == ((20, 7, 6, 8), (30, 6, 5, 7)) and run.quality.floors == {"training set": 5}
+    chart = _chart("x", run, 0.9)
+    assert len(chart["quality"]["dots"]) == 2 and chart["quality"]["most"] == "7" and chart["quality"]["least"] == "5"
+    assert "Fréchet distance" in [text for _, _, text, _ in chart["texts"]]
+    plain = tuple({**r, "quality": None} for r in records)
+    assert _chart("x", Run(tmp_path, options, plain, plain), 0.9)["quality"] is None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from tqdm import tqdm
 
 from dnnlib import EasyDict
@@ -15,8 +16,9 @@ from dnnlib.cli import Float, report_errors
 from dnnlib.images import left_out_sentence
 from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
+from memorization.curve.agreement import AGREEMENT_COLUMNS, agreement_record, compare_networks, open_network
 from memorization.curve.compare import compare_runs, comparison_record, write_distances
-from memorization.curve.figures import curve_figure, timescales_figure, trajectory_figure
+from memorization.curve.figures import agreement_figure, curve_figure, timescales_figure, trajectory_figure
 from memorization.curve.files import (
     write_csv,
     write_curve_csv,
@@ -58,7 +60,8 @@ from memorization.search.search import (
     digest_source,
 )
 from memorization.selection import Selection, select_runs
-from training.options import device_option, seeds_option
+from torch_utils import distributed
+from training.options import batch_option, device_option, sampler_options, seeds_option
 
 _runs_argument = click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
 _by_option = click.option(
@@ -397,6 +400,84 @@ def compare(runs: tuple[str, str], kimg: int | None, confidence: float, out: str
         click.echo(f"Table:  {path}")
     write_json(comparison_record(found) | {"command": sys.argv}, out)
     click.echo(f"Record: {out}")
+
+
+@main.command()
+@click.argument("runs", metavar="RUN_A RUN_B...", nargs=-1, required=True)
+@click.option("--kimg", help="All at this snapshot  [default: the last of each]", metavar="INT", type=int)
+@seeds_option("0-255")
+@batch_option
+@click.option("--allow-common", help="Images may be in both training sets: they are noted", is_flag=True)
+@click.option(
+    "--out", help="Figure; CSV and JSON lie beside it", metavar="FILE", default="agreement.png", show_default=True
+)
+@sampler_options
+@device_option
+@_title_option
+@report_errors
+def agreement(
+    runs: tuple[str, ...],
+    kimg: int | None,
+    seeds: list[int],
+    batch: int,
+    allow_common: bool,
+    out: str,
+    device: str,
+    title: str | None,
+    **sampler_kwargs: Any,
+) -> None:
+    """Do two networks that were trained on different images make the same images of the same latents?
+
+    Both are sampled with the same seeds. Printed is the median distance between their images, that to the nearest
+    training image of each, and the difference of the two with a 95 % interval: above 0, each network is nearer to what
+    it was trained on than to the other network. Several pairs, RUN_A RUN_B RUN_A RUN_B ..., are drawn over |D|.
+
+    Examples:
+
+    \b
+    # Two halves of a set
+    python dataset_tool.py --source=digits --dest=a.zip --split=0/2
+    python dataset_tool.py --source=digits --dest=b.zip --split=1/2
+    python train.py --data=a.zip --outdir=runs/a --nosubdir --seed=1 ...
+    python train.py --data=b.zip --outdir=runs/b --nosubdir --seed=2 ...
+    python emm.py agreement runs/a runs/b
+    """  # noqa: D301
+    if len(runs) % 2:
+        raise click.UsageError("Name pairs of runs: RUN_A RUN_B, or RUN_A RUN_B RUN_A RUN_B ...")
+    check_format(out)
+    table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
+    for path in (table, record):
+        check_file(path)
+    target = distributed.init(device)
+    found = []
+    try:
+        click.echo(
+            f"{'|D|':>8} {'between':>8} {'own':>7} {'other':>7} {'between - own':>14}  {'95 % interval':<18} cosine"
+        )
+        for pair in zip(runs[::2], runs[1::2]):
+            networks = [open_network(run, kimg, target) for run in pair]
+            f = compare_networks(
+                *networks, seeds, batch=batch, sampler_kwargs=sampler_kwargs, device=target, allow_common=allow_common
+            )
+            found.append(f)
+            value, low, high = f.interval()
+            between, own, other = (np.median(x) for x in (f.between, np.mean(f.own, axis=0), f.other))
+            click.echo(
+                f"{len(networks[0].images):>8} {between:>8.1f} {own:>7.1f} {other:>7.1f} {value:>+14.1f}  "
+                f"{f'[{low:+.1f}, {high:+.1f}]':<18} {np.median(f.cosine_centred):.3f}"
+            )
+    finally:
+        distributed.shutdown()
+    for note in dict.fromkeys(note for f in found for note in f.notes):
+        click.echo(f"Note: {note}.", err=True)
+    agreement_figure(found, out, title=title)
+    write_csv(AGREEMENT_COLUMNS, [f.row() for f in found], table)
+    sampler = {key: str(v) if v == float("inf") else v for key, v in sampler_kwargs.items() if v is not None}
+    write_record(
+        record, command=sys.argv, pairs=[agreement_record(f) for f in found], seeds=format_int_list(seeds),
+        sampler=sampler,
+    )  # fmt: skip
+    click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}\n{left_out_sentence({})}")
 
 
 @main.command()

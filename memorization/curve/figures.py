@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from memorization.curve.agreement import Agreement
 from memorization.curve.lines import Line, Trajectory
 from memorization.curve.timescales import Timescales
 from memorization.plots import check_format, save_figure
@@ -316,3 +317,86 @@ def readable_ticks(sizes: np.ndarray) -> list[float]:
 def format_size(size: float) -> str:
     """1500 -> "1.5k"."""
     return f"{size / 1000:g}k" if abs(size) >= 1000 else f"{size:g}"
+
+
+_PAIR = {"between": "#0072B2", "own": "#C8372D", "other": "#6e6e6e"}
+
+
+def agreement_figure(found: Sequence[Agreement], path: str | os.PathLike, *, title: str | None = None) -> None:
+    """Of one pair: images for equal latents above, the distributions of the distances below.
+
+    Of several pairs: medians of the distances with the quartiles, and of the cosine, over |D|.
+
+    Raises
+    ------
+    ValueError
+        If there is no pair, or the suffix of `path` is no format that can be drawn.
+    """
+    if not found:
+        raise ValueError("There is no pair of networks to draw.")
+    check_format(path)
+    labels = {"between": "between the two networks", "own": "to the nearest own training image",
+              "other": "between different latents"}  # fmt: skip
+    each = [{"between": f.between, "own": np.mean(f.own, axis=0), "other": f.other} for f in found]
+    if len(found) == 1:
+        fig = Figure(figsize=(6.9, 5.4), dpi=200, layout="constrained")
+        top, ax = fig.subplots(2, 1, height_ratios=(1, 1.25))
+        _latent_grid(top, found[0])
+        each[0]["own"] = np.concatenate(found[0].own)  # of both networks
+        bins = np.linspace(0, max(x.max() for x in each[0].values()) or 1, 41)
+        for name, x in each[0].items():
+            weights = np.full(len(x), 100 / len(x))
+            ax.hist(x, bins, weights=weights, histtype="stepfilled", color=_PAIR[name], alpha=0.45, label=labels[name])
+        ax.set_xlabel("distance (root mean square of pixels, 0 to 255)")
+        ax.set_ylabel("pairs of images (%)")
+        axes = [ax]
+    else:
+        fig = Figure(figsize=(8.6, 3.6), dpi=200, layout="constrained")
+        ax, right = fig.subplots(1, 2)
+        order = np.argsort([len(f.networks[0].images) for f in found], kind="stable")
+        sizes = np.array([len(found[i].networks[0].images) for i in order], dtype=np.float64)
+        for name, marker in zip(labels, "osD"):
+            low, median, high = np.array([np.quantile(each[i][name], [0.25, 0.5, 0.75]) for i in order]).T
+            ax.plot(sizes, median, color=_PAIR[name], marker=marker, label=labels[name])
+            ax.fill_between(sizes, low, high, color=_PAIR[name], alpha=0.15, linewidth=0)
+        ax.set_ylabel("distance (RMS of pixels, 0 to 255)")
+        ax.set_ylim(0, None)
+        for name, values in (("between", "cosine_centred"), ("other", "cosine_other")):
+            low, median, high = np.array([np.quantile(getattr(found[i], values), [0.25, 0.5, 0.75]) for i in order]).T
+            right.plot(sizes, median, color=_PAIR[name], marker="o")
+            right.fill_between(sizes, low, high, color=_PAIR[name], alpha=0.15, linewidth=0)
+        right.set_ylabel("cosine, mean training image subtracted")
+        axes = [ax, right]
+        for each_ax in axes:
+            each_ax.set_xscale("log")
+            each_ax.set_xticks(readable_ticks(sizes) if len(set(sizes)) > 1 else sizes[:1])
+            each_ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x)))
+            each_ax.xaxis.set_minor_locator(NullLocator())
+            each_ax.set_xlabel("training images of each network |D|")
+    for each_ax in axes:
+        each_ax.grid(color="0.92", linewidth=0.8)
+        each_ax.set_axisbelow(True)
+        each_ax.spines[["top", "right"]].set_visible(False)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8, ncols=3)
+    if title:
+        fig.suptitle(title, fontsize=11)
+    save_figure(fig, path)
+
+
+def _latent_grid(ax: Axes, found: Agreement, columns: int = 12) -> None:
+    """Rows: nearest training image of A, image of A, image of B, nearest training image of B."""
+    (a, b), n = found.networks, min(columns, len(found.seeds))
+    rows = [a.images[found.nearest[0][:n]], found.images[0][:n], found.images[1][:n], b.images[found.nearest[1][:n]]]
+    height, width = rows[0].shape[2:]
+    canvas = np.full([4 * (height + 1), n * (width + 1), 3], 255, dtype=np.uint8)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            y, x = r * (height + 1), c * (width + 1)
+            canvas[y : y + height, x : x + width] = np.moveaxis(image, 0, -1)
+    ax.imshow(canvas, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks(
+        [(r + 0.5) * (height + 1) for r in range(4)], ["nearest of A", "network A", "network B", "nearest of B"]
+    )
+    ax.tick_params(length=0, labelsize=8)
+    ax.spines[:].set_visible(False)

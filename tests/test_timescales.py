@@ -191,6 +191,9 @@ def test_timescales_command(tmp_path, run_cli):
         run_cli(cli.main, ["timescales", root, f"--x={axis}", f"--out={tmp_path}/u.png"])
         other = json.loads((tmp_path / "u.json").read_text())["lines"][0]["clocks"]["tau_mem"]["sizes"][2]
         assert other["time"]["value"] * unit == pytest.approx(mem["sizes"][2]["time"]["value"])
+    page = tmp_path / "report.html"
+    run_cli(cli.main, ["report", root, f"--out={page}"])
+    assert "see emm.py timescales: tau_gen ~ |D|^" in page.read_text()
     assert "measured of none" in run_cli(cli.main, ["timescales", root, "--quality=recall"], code=1).stderr
 
 

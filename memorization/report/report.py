@@ -19,8 +19,9 @@ from dnnlib.util import atomic_write, format_time
 from dnnlib.versions import versions
 from memorization.curve.emm import Emm
 from memorization.curve.factors import differing_options
-from memorization.curve.figures import curve_figure, trajectory_figure
+from memorization.curve.figures import curve_figure, timescales_figure, trajectory_figure
 from memorization.curve.lines import Line, curve_lines, line_notes, trajectories
+from memorization.curve.timescales import slope_text, timescales
 from memorization.report.commands import FEATURES, command_text, measure_command, train_command
 from memorization.report.folder import RunsFolder, common, differing, find_pictures, find_plans
 from memorization.runs import NO_FACTOR, QualityCurve, Run
@@ -147,6 +148,17 @@ def _curves(study: RunsFolder, lines: Sequence[Line], by: str | None, notes: Seq
     alt = f"Memorization ratio over epochs: {'; '.join(path.name for path in paths)}"
     caption = "R_mem over the training; band: 95 % interval of one run, lowest to highest of several."
     figures.append((_drawn(trajectory_figure, paths, alt, level=level), caption))
+    try:
+        clocks, _ = timescales(points, by)
+    except ValueError as err:  # snapshots of different measures of quality, or without a batch size
+        clocks = []
+        more.append(f"tau_gen and tau_mem are not shown: {str(err).rstrip('.')}")
+    clocks = [found for found in clocks if found.gen is not None]
+    if clocks:
+        words = "; ".join(slope_text(clock) for found in clocks for clock in found.clocks)
+        caption = f"When models become good (tau_gen) and begin to copy (tau_mem), see emm.py timescales: {words}."
+        figures.append((_drawn(timescales_figure, clocks, words), caption))
+        more += [note for found in clocks for clock in found.clocks for note in clock.notes]
 
     if any(point.adaptive for point in points):
         more.append("some ratios are of adaptive measurements, which stop early: sure on the side of their bar only")

@@ -12,27 +12,30 @@ from dnnlib.images import left_out_sentence
 from dnnlib.util import check_folder
 from memorization.curve.files import write_record
 from memorization.curve.group_curves import (
+    GroupPoint,
     group_curves,
     group_figure,
     group_timing,
     half_epoch,
     other_measurements,
     pooled,
+    read_group_curves,
     write_group_curves,
 )
 from memorization.plots import check_format, save_figure
 from memorization.runs import OTHER_MEASUREMENTS, read_run
 from memorization.stats.intervals import wilson_interval
 from torch_utils import distributed as dist
-from toy.analysis import summarize
+from toy.analysis import summarize, timings
 from toy.figures import memorization_figure, points_figure
-from toy.files import read_summary, write_points, write_summary, write_table
-from toy.study import PRESETS, run_study
+from toy.files import read_summary, read_table, write_points, write_summary, write_table
+from toy.study import PRESETS, Curves, run_study
 from training.options import device_option
 
 EXIT_STOPPED = 75  # as of train.py: a signal ended the run, and the same command goes on
 
 NULL = "null"  # folder of the negative control, in that of its study
+PUBLISHED = "memorized-published"  # table and figure without the held-out outliers of the test set
 
 _COUNT = click.IntRange(min=0, max=10**7)
 _POSITIVE = click.IntRange(min=1, max=10**7)
@@ -64,7 +67,8 @@ def _setting(flag: str, help: str, metavar: str, type: Any) -> Any:
     "--preset", help="Published setting, or a small one", metavar="|".join(PRESETS), type=click.Choice(list(PRESETS)),
     default="quick", show_default=True,
 )  # fmt: skip
-@click.option("--out", help="Folder of the study", metavar="DIR", required=True)
+@click.option("--out", help="Folder of the study; with --from-csv the figure", metavar="DIR", required=True)
+@click.option("--from-csv", help="Draw the table of a study again, without training", metavar="FILE")
 @_setting("--points", "Points of the two moons", "INT", click.IntRange(min=2, max=10**7))
 @_setting("--outliers", "Outliers, a cluster 2 standard deviations from the mean", "INT", _COUNT)
 @_setting("--duplicates", "Copies of randomly chosen points", "INT", _COUNT)
@@ -94,7 +98,9 @@ def _setting(flag: str, help: str, metavar: str, type: Any) -> Any:
 @click.option("--title", help="Title of the figure", metavar="TEXT")
 @device_option
 @report_errors
-def moons(preset: str, out: str, null: bool, title: str | None, device: str, **overrides: Any) -> None:
+def moons(
+    preset: str, out: str, from_csv: str | None, null: bool, title: str | None, device: str, **overrides: Any
+) -> None:  # fmt: skip
     """Train small diffusion models on two moons with outliers and duplicates, and see when each group is memorized.
 
     All repeats train at once. At the end of the epochs of the schedule each generates as many points as its training
@@ -103,6 +109,9 @@ def moons(preset: str, out: str, null: bool, title: str | None, device: str, **o
 
     Each answer comes with its false positives: how often the same test, of the same networks, answers when inliers
     drawn at random stand for the group. --null trains on such data, too.
+
+    With --test-outliers the points are measured a second time as published, without the held-out outliers: the same
+    networks answer both ways.
 
     Ctrl-C leaves a state in the folder; the same command goes on from it.
 
@@ -119,10 +128,19 @@ def moons(preset: str, out: str, null: bool, title: str | None, device: str, **o
     \b
     # The first published setting, with held-out outliers in the test set, measured at 40 epochs
     python outlier_study.py moons --preset=fig1 --test-outliers --eval-schedule=log --out=studies/fig1
+
+    \b
+    # Its figure again from its table
+    python outlier_study.py moons --from-csv=studies/fig1/memorized.csv --out=fig1.png
     """  # noqa: D301
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if from_csv is not None:
+        if given or null:
+            raise click.UsageError("--from-csv draws a table as it is; leave out the options of a study.")
+        _draw_table(read_table(from_csv), Path(out), title)
+        return
     check_folder(out)
     target = dist.init(device)
-    given = {name: value for name, value in overrides.items() if value is not None}
     settings = dataclasses.replace(PRESETS[preset], **given, null=null)
     folder = Path(out) / NULL if null else Path(out)
     result = run_study(settings, folder, target)
@@ -130,19 +148,36 @@ def moons(preset: str, out: str, null: bool, title: str | None, device: str, **o
         click.echo(f'Stopped; the state is in "{folder}". The same command goes on from there.', err=True)
         sys.exit(EXIT_STOPPED)
     summary = summarize(result)
-    write_table(result, folder / "memorized.csv")
+    tables = {"memorized": result} | ({} if result.published is None else {PUBLISHED: result.published})
+    for name, measured in tables.items():
+        write_table(measured, folder / f"{name}.csv")
+        save_figure(memorization_figure(measured.curves(), title), folder / f"{name}.png")
     write_points(result, folder / "first-epoch.npz")
     write_summary(summary, folder / "summary.json")
-    save_figure(memorization_figure(result, title), folder / "memorized.png")
     save_figure(points_figure(result), folder / "points.png")
     control = None if null else read_summary(folder / NULL, dataclasses.replace(settings, null=True))
     _print(summary, control)
     if control is None and not null:
         click.echo("Negative control: not run; the same command with --null runs it, and this one then shows it.")
-    click.echo(f"Figures: {folder / 'memorized.png'}, {folder / 'points.png'}")
-    click.echo(f"Table:   {folder / 'memorized.csv'}; each training point: {folder / 'first-epoch.npz'}")
+    figures = [*(folder / f"{name}.png" for name in tables), folder / "points.png"]
+    click.echo(f"Figures: {', '.join(map(str, figures))}")
+    click.echo(
+        f"Tables:  {', '.join(str(folder / f'{name}.csv') for name in tables)}; "
+        f"each training point: {folder / 'first-epoch.npz'}"
+    )
     click.echo(f"Record:  {folder / 'summary.json'}, {folder / 'options.json'}")
     click.echo(left_out_sentence(summary["left_out"]))
+
+
+def _draw_table(curves: Curves, figure: Path, title: str | None) -> None:
+    """The figure of a study from its table, and its answers; their false positives need the study."""
+    check_format(figure)
+    save_figure(memorization_figure(curves, title), figure)
+    for group, timing in timings(curves).items():
+        expected = "later" if group == "outlier" else "earlier"
+        said = _said(dataclasses.asdict(timing), group, expected, curves.repeats, "repeats")
+        click.echo(f"{group.capitalize()}s {expected}? {said}")
+    click.echo(f"Figure: {figure}")
 
 
 def _print(summary: dict[str, Any], control: dict[str, Any] | None) -> None:
@@ -182,6 +217,18 @@ def _print(summary: dict[str, Any], control: dict[str, Any] | None) -> None:
         click.echo("Stop when outliers begin to be memorized: no repeat would have stopped.")
     for line in _verdicts(summary):
         click.echo(line)
+    if "published" in summary:
+        published = summary["published"]
+        outlier, stop = published["groups"]["outlier"], published["early_stop"]
+        click.echo("As published, the same points against the test set without its outliers:")
+        click.echo(
+            f"  {100 * published['memorized']:.1f} % memorized at the end; of the points near outliers "
+            f"{_cell(outlier['share'], 1, 100)} % (chance {_cell(outlier['chance_share'], 1, 100)}); AUROC of the "
+            f"first memorized epoch {_interval(published['auroc']['first epoch'], 3)}; {stop['repeats_stopped']} of "
+            f"{published['repeats']} repeats would stop"
+        )
+        for line in _verdicts(published):
+            click.echo(f"  {line}")
     if control is not None:
         click.echo("Negative control, labels without meaning in networks of their own:")
         for line in _verdicts(control):
@@ -232,13 +279,14 @@ def _false_positives(answers: dict[str, int], group: str) -> str:
 
 
 @main.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN...", nargs=-1)
+@click.option("--from-csv", help="Draw the table of a figure again, without runs", metavar="FILE")
 @click.option(
     "--out", help="Figure; CSV and JSON lie beside it  [default: groups.png in the first RUN]", metavar="FILE"
 )
 @click.option("--title", help="Title of the figure", metavar="TEXT")
 @report_errors
-def images(runs: tuple[str, ...], out: str | None, title: str | None) -> None:
+def images(runs: tuple[str, ...], from_csv: str | None, out: str | None, title: str | None) -> None:
     """Draw the memorization of each group of training images over the training of a network.
 
     Several runs that differ in their seeds are drawn together; from 6 on they can show that a group is copied later or
@@ -259,21 +307,22 @@ def images(runs: tuple[str, ...], out: str | None, title: str | None) -> None:
     python mem_ratio.py --expdir=RUN --knn-ref=reference.zip --seeds=0-999
     python outlier_study.py images RUN
     """
+    if bool(runs) == (from_csv is not None):
+        raise click.UsageError("Give either runs, or a table by --from-csv.")
+    if from_csv is not None and out is None:
+        raise click.UsageError("--from-csv needs --out, the figure.")
     figure = Path(out) if out is not None else Path(runs[0]) / "groups.png"
     check_format(figure)
+    if from_csv is not None:
+        curves = read_group_curves(from_csv)
+        _print_groups(curves)
+        group_figure(curves, figure, title=title)
+        click.echo(f"Figure: {figure}")
+        return
     measured = [read_run(run) for run in runs]
     each = [group_curves(run) for run in measured]
     curves = pooled(each)
-    click.echo(
-        f"{'group':<12} {'images':>6} {'copied':>7} {'share':>6}  {'95 % interval':<14} {'half its rise at epoch':>22}"
-    )
-    for name, points in curves.items():
-        last, half = points[-1], half_epoch(points)
-        low, high = last.interval
-        reached = "not yet" if half is None else f"{half:.0f}"
-        copied = f"{100 * last.num_replayed / last.num_training:.0f} %"
-        interval = f"[{low:.2f}, {high:.2f}]"
-        click.echo(f"{name:<12} {last.num_training:>6} {copied:>7} {last.share:>6.2f}  {interval:<14} {reached:>22}")
+    _print_groups(curves)
     for name, expected in (("outlier", "later"), ("duplicate", "earlier")):
         if name in curves:
             timing = dataclasses.asdict(group_timing(each, name))
@@ -284,6 +333,20 @@ def images(runs: tuple[str, ...], out: str | None, title: str | None) -> None:
     write_record(figure.with_suffix(".json"), command=sys.argv, counts=counts)
     click.echo(f"Figure: {figure}\nTable:  {figure.with_suffix('.csv')}\nRecord: {figure.with_suffix('.json')}")
     click.echo(left_out_sentence(counts))
+
+
+def _print_groups(curves: dict[str, list[GroupPoint]]) -> None:
+    """A line per group: how it ends."""
+    click.echo(
+        f"{'group':<12} {'images':>6} {'copied':>7} {'share':>6}  {'95 % interval':<14} {'half its rise at epoch':>22}"
+    )
+    for name, points in curves.items():
+        last, half = points[-1], half_epoch(points)
+        low, high = last.interval
+        reached = "not yet" if half is None else f"{half:.0f}"
+        copied = f"{100 * last.num_replayed / last.num_training:.0f} %"
+        interval = f"[{low:.2f}, {high:.2f}]"
+        click.echo(f"{name:<12} {last.num_training:>6} {copied:>7} {last.share:>6.2f}  {interval:<14} {reached:>22}")
 
 
 def _cell(value: float | str | None, digits: int = 3, factor: float = 1) -> str:

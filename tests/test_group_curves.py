@@ -120,6 +120,18 @@ def test_command_draws_and_tells(run, run_cli, tmp_path):
         assert image.width > 1000
 
 
+def test_figure_again_from_its_table(run, run_cli, tmp_path):
+    first, again = tmp_path / "a.png", tmp_path / "b.png"
+    text = run_cli(outlier_study.main, ["images", run, f"--out={first}"]).output
+    args = ["images", f"--from-csv={tmp_path / 'a.csv'}", f"--out={again}"]
+    lines = run_cli(outlier_study.main, args).output.splitlines()
+    assert lines[:4] == text.splitlines()[:4] and again.read_bytes() == first.read_bytes()
+    assert "either runs" in run_cli(outlier_study.main, [*args, run], 2).output
+    assert "either runs" in run_cli(outlier_study.main, ["images"], 2).output
+    (tmp_path / "a.csv").write_text("group,kimg\ninlier,1\n")
+    assert "no table of groups" in run_cli(outlier_study.main, args, 1).output
+
+
 def test_what_cannot_be_drawn(run_cli, tmp_path):
     plain = groups_run(tmp_path / "plain", {1: {}})
     assert "dataset_inject.py" in run_cli(outlier_study.main, ["images", plain], 1).output

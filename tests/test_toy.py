@@ -17,11 +17,14 @@ from torch import nn
 
 import outlier_study
 from benchmarks.bench_verdicts import simulate
+from memorization.plots import save_figure
 from memorization.stats.timing import RiseFits, logistic, pooled_shares, sign_flip_test, timing_test
 from toy.analysis import auroc, detection, early_stop, false_positives, half_of_rise, median_interval, timings
 from toy.data import DUPLICATE, INLIER, OUTLIER, make_data
 from toy.diffusion import ALPHA_BAR, SIGMA, STEPS, add_noise, ancestral_sample, embed, seeded
 from toy.ensemble import CLIP, Ensemble
+from toy.figures import memorization_figure
+from toy.files import write_table
 from toy.measure import Neighbours, neighbour_distance
 from toy.optimum import optimum_points
 from toy.study import PRESETS, RELABELINGS, Result, Settings, relabelings, run_study
@@ -413,7 +416,7 @@ def made_up_result(outlier_epoch, test_chance=60, repeats=8, test_outliers=True)
 
 def test_answers_on_a_made_up_result():
     result = made_up_result(outlier_epoch=12)
-    found = timings(result)
+    found = timings(result.curves())
     assert found["outlier"].answer == "later" and found["outlier"].p_later == 1 / 256
     assert found["duplicate"].answer == "earlier"
     assert false_positives(result) == {"duplicate": {"not shown": 5}, "outlier": {"not shown": 5}}
@@ -426,9 +429,9 @@ def test_answers_on_a_made_up_result():
 def test_a_rise_below_chance_is_no_memorization():
     """Points far from all data are memorized more rarely than by chance; only what comes after that is compared."""
     result = made_up_result(outlier_epoch=4)
-    assert timings(result)["outlier"].answer == "not shown"
+    assert timings(result.curves())["outlier"].answer == "not shown"
     result.memorized[:, :2, OUTLIER] = 5
-    assert timings(result)["outlier"].answer == "not shown"
+    assert timings(result.curves())["outlier"].answer == "not shown"
     whole = [(result.memorized[:, :, g], result.nearest[:, :, g]) for g in (OUTLIER, INLIER)]
     assert timing_test(result.epochs, *whole).answer == "earlier"
 
@@ -436,13 +439,21 @@ def test_a_rise_below_chance_is_no_memorization():
 def test_answers_that_cannot_be_told():
     """What never rises is censored, and so is all that ends below chance."""
     never = made_up_result(outlier_epoch=99)
-    assert timings(never)["outlier"].answer == "not risen" and timings(never)["duplicate"].answer == "earlier"
+    assert (
+        timings(never.curves())["outlier"].answer == "not risen"
+        and timings(never.curves())["duplicate"].answer == "earlier"
+    )
     unseen = made_up_result(12, test_chance=200)  # all are memorized by chance
-    assert early_stop(unseen, 0).epoch is None and timings(unseen)["outlier"].answer == "not risen"
-    assert timings(replace(unseen, settings=replace(unseen.settings, test_outliers=False)))["outlier"].answer == "later"
+    assert early_stop(unseen, 0).epoch is None and timings(unseen.curves())["outlier"].answer == "not risen"
+    assert (
+        timings(replace(unseen, settings=replace(unseen.settings, test_outliers=False)).curves())["outlier"].answer
+        == "later"
+    )
     unlearned = replace(never, chance=np.tile([460, 6, 60], (8, 1)))
-    assert {timing.answer for timing in timings(unlearned).values()} == {"reference not risen"}
-    assert timings(made_up_result(12, repeats=4))["outlier"].answer == "not shown"  # 16 sign patterns, two-sided
+    assert {timing.answer for timing in timings(unlearned.curves()).values()} == {"reference not risen"}
+    assert (
+        timings(made_up_result(12, repeats=4).curves())["outlier"].answer == "not shown"
+    )  # 16 sign patterns, two-sided
 
 
 def test_neighbour_distance_finds_outliers():
@@ -487,6 +498,8 @@ def test_command_writes_everything(run_cli, tmp_path):
     assert options["settings"]["test_outliers"] is True  # the preset's: no option overrides it
     summary = json.loads((out / "summary.json").read_text())
     assert summary["repeats"] == 2 and set(summary["groups"]) == {"inlier", "duplicate", "outlier"}
+    assert summary["published"]["outliers_by"] == "count" and "As published, the same points" in text
+    assert (out / "memorized-published.csv").exists() and (out / "memorized-published.png").stat().st_size > 10_000
     assert (out / "memorized.png").stat().st_size > 10_000 and (out / "points.png").stat().st_size > 10_000
     assert run_cli(outlier_study.main, args).output == text  # finished: shown again
 
@@ -498,7 +511,7 @@ def test_control_beside_its_study(run_cli, tmp_path):
     assert re.search(r"False positives: \d+ of 200 random relabelings", control) and "with --null" not in control
     assert json.loads((tmp_path / "s" / "null" / "options.json").read_text())["settings"]["null"] is True
     text = run_cli(outlier_study.main, args).output
-    assert "Negative control, labels without meaning" in text and text.count("Outliers later?") == 2
+    assert "Negative control, labels without meaning" in text and text.count("Outliers later?") == 3  # and as published
     summary = tmp_path / "s" / "null" / "summary.json"
     for wrong in ("{}", "[", summary.read_text().replace('"not shown"', '"maybe"').replace('"reference not', '"ref')):
         summary.write_text(wrong)
@@ -526,6 +539,38 @@ def test_other_options_in_the_same_folder_are_refused(run_cli, tmp_path):
     error = run_cli(outlier_study.main, [*args, "--ratio=2", "--test-outliers", "--seed=4"], code=1).stderr
     assert "ratio 1.5 there, 2.0 here" in error and "seed 0 there, 4 here" in error
     assert (tmp_path / "s" / "options.json").read_bytes() == before
+
+
+def test_one_training_answers_both_ways(tmp_path):
+    """With held-out outliers, and as published without: the counts are those of a study of its own."""
+    both = run_study(replace(TINY, test_outliers=True), tmp_path / "both")
+    alone = run_study(TINY, tmp_path / "alone")
+    for name in ("memorized", "nearest", "first", "optimum", "relabeled", "loss", "last"):
+        assert np.array_equal(getattr(both.published, name), getattr(alone, name)), name
+    assert (both.memorized[:, :, OUTLIER] < alone.memorized[:, :, OUTLIER]).any()
+    assert not both.published.curves().in_shares and both.curves().in_shares and alone.published is None
+    assert run_study(replace(TINY, test_outliers=True, null=True), tmp_path / "null").published is None
+
+
+def test_figure_and_answers_from_the_table(run_cli, tmp_path):
+    """The same picture and the same p-values, without training."""
+    result = replace(
+        made_up_result(outlier_epoch=12), optimum=np.full([8, 3], 123.4), optimum_nearest=np.full([8, 3], 200.0)
+    )
+    table, figure, again = tmp_path / "t.csv", tmp_path / "a.png", tmp_path / "b.png"
+    write_table(result, table)
+    save_figure(memorization_figure(result.curves(), "Moons"), figure)
+    args = ["moons", f"--from-csv={table}", f"--out={again}", "--title=Moons"]
+    text = run_cli(outlier_study.main, args).output
+    assert again.read_bytes() == figure.read_bytes()
+    assert text.startswith(
+        "Duplicates earlier? Yes (two-sided p = 0.0078).\nOutliers later? Yes (two-sided p = 0.0078)"
+    )
+    assert "as it is" in run_cli(outlier_study.main, [*args, "--epochs=3"], code=2).stderr
+    lines = table.read_text().splitlines()
+    for wrong in ([], lines[:1], lines[:-1], [*lines, lines[-1]], [line.replace("share", "shape") for line in lines]):
+        table.write_text("\n".join(wrong))
+        assert "no table of a two-moons study" in run_cli(outlier_study.main, args, code=1).stderr
 
 
 @pytest.mark.parametrize(

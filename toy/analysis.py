@@ -18,7 +18,7 @@ from memorization.stats.timing import (
 )  # fmt: skip
 from toy.data import DUPLICATE, GROUPS, INLIER, OUTLIER
 from toy.measure import neighbour_distance
-from toy.study import Result, Settings, share
+from toy.study import Curves, Result, share
 
 _FINAL = 0.1  # share of the evaluations, at the end, whose mean is the final value
 _REPLICATES = 10_000  # of the bootstrap
@@ -93,7 +93,7 @@ def early_stop(result: Result, repeat: int) -> EarlyStop:
     deviation = np.sqrt(near * chance * (1 - chance))
     above = np.flatnonzero(result.memorized[repeat, :, OUTLIER] > near * chance + 3 * deviation)
     at = int(above[0]) if len(above) else -1
-    total = result.fraction(result.memorized[repeat].sum(axis=1))
+    total = result.memorized[repeat].sum(axis=1) / result.generated
     distance = result.distance[repeat]
     return EarlyStop(
         epoch=int(result.epochs[at]) if len(above) else None,
@@ -102,27 +102,20 @@ def early_stop(result: Result, repeat: int) -> EarlyStop:
     )  # fmt: skip
 
 
-def in_shares(settings: Settings) -> bool:
-    """Whether outliers are compared by the share of memorized points near them, or by the count of memorized points.
-
-    Without held-out outliers every point near the cluster is memorized by chance, and only the count can rise.
-    """
-    return settings.test_outliers or settings.null
-
-
-def timings(result: Result) -> dict[str, Timing]:
+def timings(curves: Curves) -> dict[str, Timing]:
     """When duplicates and outliers are memorized against inliers; see `memorization.stats.timing`.
 
-    By shares, and outliers without held-out ones by counts. By shares a group that does not end beyond chance, by more
-    than 2 standard errors over repeats, has not risen, and evaluations count from the first one at which both groups
-    have come up to chance: what a share rises below that is no memorization.
+    By shares, and outliers without held-out ones by counts, for then every point near the cluster is memorized by
+    chance. By shares a group that does not end beyond chance, by more than 2 standard errors over repeats, has not
+    risen, and evaluations count from the first one at which both groups have come up to chance: what a share rises
+    below that is no memorization.
     """
-    flips = sign_flips(len(result.data))
-    groups = {g: (result.memorized[:, :, g], result.nearest[:, :, g]) for g in range(len(GROUPS))}
-    chance = {g: (result.chance[:, g], result.chance_nearest[:, g]) for g in range(len(GROUPS))}
+    flips = sign_flips(curves.repeats)
+    groups = {g: (curves.memorized[:, :, g], curves.nearest[:, :, g]) for g in range(len(GROUPS))}
+    chance = {g: (curves.chance[:, g], curves.chance_nearest[:, g]) for g in range(len(GROUPS))}
     return {
-        GROUPS[g]: _timing(result, groups[g], groups[INLIER], chance[g], chance[INLIER], flips, shares)
-        for g, shares in _questions(result)
+        GROUPS[g]: _timing(curves.epochs, groups[g], groups[INLIER], chance[g], chance[INLIER], flips, shares)
+        for g, shares in _questions(curves)
     }
 
 
@@ -135,31 +128,31 @@ def false_positives(result: Result) -> dict[str, Counter[Answer]]:
     chance = result.chance[:, INLIER], result.chance_nearest[:, INLIER]
     inliers = np.stack([result.memorized[:, :, INLIER], result.nearest[:, :, INLIER]], axis=-1)  # [R, E, 2]
     found = {}
-    for i, (g, shares) in enumerate(_questions(result)):
+    for i, (g, shares) in enumerate(_questions(result.curves())):
         answers: Counter[Answer] = Counter()
         for k in range(result.relabeled.shape[3]):
             drawn = result.relabeled[:, :, i, k]
             group, others = (tuple(np.moveaxis(counts, -1, 0)) for counts in (drawn, inliers - drawn))
-            answers[_timing(result, group, others, chance, chance, flips, shares).answer] += 1
+            answers[_timing(result.epochs, group, others, chance, chance, flips, shares).answer] += 1
         found[GROUPS[g]] = answers
     return found
 
 
-def _questions(result: Result) -> list[tuple[int, bool]]:
+def _questions(curves: Curves) -> list[tuple[int, bool]]:
     """The groups that are compared with inliers, in the order of `Result.relabeled`, and whether by shares."""
-    return [(DUPLICATE, True), (OUTLIER, in_shares(result.settings))]
+    return [(DUPLICATE, True), (OUTLIER, curves.in_shares)]
 
 
 _Counts = tuple[np.ndarray, np.ndarray]  # memorized and all points near a group
 
 
 def _timing(
-    result: Result, group: _Counts, reference: _Counts, chance: _Counts, reference_chance: _Counts, flips: np.ndarray,
-    shares: bool,
+    epochs: np.ndarray, group: _Counts, reference: _Counts, chance: _Counts, reference_chance: _Counts,
+    flips: np.ndarray, shares: bool,
 ) -> Timing:  # fmt: skip
     """`timing_test` of counts [R, E] with chance counts [R]."""
     if not shares:
-        return timing_test(result.epochs, (group[0], None), (reference[0], None), flips)
+        return timing_test(epochs, (group[0], None), (reference[0], None), flips)
     if not group[1].any():
         return Timing("none")
     if not _beyond_chance(reference, reference_chance):
@@ -171,7 +164,7 @@ def _timing(
     if len(reached) - first < _FEWEST:
         return Timing("not risen")
     group, reference = (tuple(counts[:, first:] for counts in part) for part in (group, reference))
-    return timing_test(result.epochs[first:], group, reference, flips)
+    return timing_test(epochs[first:], group, reference, flips)
 
 
 def _up_to_chance(counts: _Counts, chance: _Counts) -> np.ndarray:
@@ -220,20 +213,23 @@ def _never_memorized(result: Result, group: int) -> float:
 
 
 def summarize(result: Result) -> dict[str, Any]:
-    """All answers of a study, JSON-ready; None stands for what is not defined."""
-    last = result.memorized[:, -1]  # [R, 3]
+    """All answers of a study, JSON-ready; None stands for what is not defined.
+
+    With held-out outliers "published" holds those of the same networks without them.
+    """
+    curves, last = result.curves(), result.memorized[:, -1]  # [R, 3]
     by_group = {}
     for g, name in enumerate(GROUPS):
         by_group[name] = dict(
             training_points=result.data[0].sizes()[g],
             points=result.data[0].originals()[g],
-            fraction=result.fraction(last)[:, g].mean(),
-            per_point=result.per_point(last)[:, g].mean(),
-            chance_per_point=result.per_point(result.chance)[:, g].mean(),
+            fraction=curves.fraction(last)[:, g].mean(),
+            per_point=curves.per_point(last)[:, g].mean(),
+            chance_per_point=curves.per_point(result.chance)[:, g].mean(),
             share=share(last.sum(axis=0), result.nearest[:, -1].sum(axis=0))[g],
             chance_share=share(result.chance.sum(axis=0), result.chance_nearest.sum(axis=0))[g],
             optimum_share=share(result.optimum.sum(axis=0), result.optimum_nearest.sum(axis=0))[g],
-            optimum_per_point=result.per_point(result.optimum)[:, g].mean(),
+            optimum_per_point=curves.per_point(result.optimum)[:, g].mean(),
             never_memorized=_never_memorized(result, g),
             half=half_of_rise(result.epochs, result.memorized[:, :, g], result.nearest[:, :, g]),
             half_count=half_of_rise(result.epochs, result.memorized[:, :, g], None),
@@ -244,9 +240,9 @@ def summarize(result: Result) -> dict[str, Any]:
     stopped = [stop.epoch for stop in stops if stop.epoch is not None]
     return _plain(dict(
         repeats=len(result.data), epochs=result.epochs[-1], generated=result.generated,
-        memorized=result.fraction(last.sum(axis=1)).mean(), groups=by_group,
-        outliers_by="share" if in_shares(result.settings) else "count",
-        timing={name: asdict(timing) for name, timing in timings(result).items()},
+        memorized=curves.fraction(last.sum(axis=1)).mean(), groups=by_group,
+        outliers_by="share" if curves.in_shares else "count",
+        timing={name: asdict(timing) for name, timing in timings(curves).items()},
         false_positives=false_positives(result),
         auroc={name: median_interval(values) for name, values in detected.items()},
         early_stop=dict(
@@ -255,6 +251,7 @@ def summarize(result: Result) -> dict[str, Any]:
                for key in ("memorized", "memorized_end", "distance", "distance_end", "distance_best")},
         ),
         left_out={"repeats without an AUROC": undefined} if undefined else {},
+        **({} if result.published is None else dict(published=summarize(result.published))),
     ))  # fmt: skip
 
 

@@ -5,13 +5,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no backend, no global state, nothing to close
 
 from toy.data import GROUPS
-from toy.study import Result, share
+from toy.study import Curves, Result, share
 
 _COLORS = dict(inlier="#3b6fb6", duplicate="#d9822b", outlier="#c8372d")
 _GREY = "#6e6e6e"
 
 
-def memorization_figure(result: Result, title: str | None = None) -> Figure:
+def memorization_figure(curves: Curves, title: str | None = None) -> Figure:
     """Memorized points by group over epochs: of all generated points, per training point, and of those near the group.
 
     Lines are means over repeats, bands reach from the lowest to the highest repeat. Dashed: the theoretical optimum.
@@ -19,13 +19,13 @@ def memorization_figure(result: Result, title: str | None = None) -> Figure:
     """
     fig = Figure(figsize=(14.0, 4.2), dpi=160, layout="constrained")
     axes = fig.subplots(1, 3)
-    counts = (result.memorized, result.nearest)
-    references = (result.chance, result.chance_nearest, result.optimum, result.optimum_nearest)
+    counts = (curves.memorized, curves.nearest)
+    references = (curves.chance, curves.chance_nearest, curves.optimum, curves.optimum_nearest)
     means = [np.broadcast_to(values.mean(axis=0), values.shape) for values in references]  # a share is of pooled points
     chance, optimum = means[:2], means[2:]
     views = [
-        (lambda memorized, nearest: 100 * result.fraction(memorized), "memorized, % of all generated points"),
-        (lambda memorized, nearest: result.per_point(memorized), "memorized points per training point"),
+        (lambda memorized, nearest: 100 * curves.fraction(memorized), "memorized, % of all generated points"),
+        (lambda memorized, nearest: curves.per_point(memorized), "memorized points per training point"),
         (
             lambda memorized, nearest: 100 * share(memorized, nearest),
             "memorized, % of points near the group",
@@ -33,17 +33,17 @@ def memorization_figure(result: Result, title: str | None = None) -> Figure:
     ]
     for ax, (view, label) in zip(axes, views):
         for g, name in enumerate(GROUPS):
-            if not result.data[0].sizes()[g]:
+            if not curves.sizes[g]:
                 continue
-            color, curves = _COLORS[name], view(*counts)[..., g]  # [R, E]
-            ax.plot(result.epochs, curves.mean(axis=0), color=color, linewidth=1.6, label=f"{name}s")
-            ax.fill_between(result.epochs, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.15, linewidth=0)
-            if len(result.epochs) == 1:
-                ax.plot(result.epochs, curves.mean(axis=0), "o", color=color)
+            color, lines = _COLORS[name], view(*counts)[..., g]  # [R, E]
+            ax.plot(curves.epochs, lines.mean(axis=0), color=color, linewidth=1.6, label=f"{name}s")
+            ax.fill_between(curves.epochs, lines.min(axis=0), lines.max(axis=0), color=color, alpha=0.15, linewidth=0)
+            if len(curves.epochs) == 1:
+                ax.plot(curves.epochs, lines.mean(axis=0), "o", color=color)
             ax.axhline(view(*chance)[:, g].mean(), color=color, linestyle=":", linewidth=1.2)
             if not np.isnan(optimum[0]).any():
                 ax.axhline(view(*optimum)[:, g].mean(), color=color, linestyle="--", linewidth=1.2)
-        _epoch_axis(ax, result)
+        _epoch_axis(ax, curves)
         ax.set_ylabel(label)
         ax.set_ylim(bottom=0)
     axes[0].plot([], [], "--", color=_GREY, label="theoretical optimum")
@@ -82,8 +82,8 @@ def points_figure(result: Result) -> Figure:
     return fig
 
 
-def _epoch_axis(ax: Axes, result: Result) -> None:
-    if result.settings.eval_schedule == "log":
+def _epoch_axis(ax: Axes, curves: Curves) -> None:
+    if len(set(np.diff(curves.epochs))) > 1:  # not in even steps
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("epochs trained")

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,11 +13,12 @@ from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
 from memorization.stats.timing import Answer
 from toy.data import GROUPS
-from toy.study import Result, Settings, check_same, share
+from toy.study import Curves, Result, Settings, check_same, share
 
 _COLUMNS = (
     "repeat", "seed", "epoch", "group", "training_points", "points", "generated", "nearest", "memorized", "fraction",
     "per_point", "chance_per_point", "optimum_per_point", "share", "chance_share", "optimum_share", "distance", "loss",
+    "chance", "chance_nearest", "optimum", "optimum_nearest", "outliers_by",
 )  # fmt: skip
 
 
@@ -24,12 +27,15 @@ def write_table(result: Result, path: Path) -> None:
 
     training_points counts copies each and points counts them once; fraction is of all generated points, per_point of
     `points`, share of `nearest`, the points generated nearest to the group; distance and loss are of the repeat, and
-    the same in each group's row.
+    the same in each group's row. chance and optimum are counts as `memorized` is, and outliers_by says how outliers
+    are compared. `read_table` reads it.
     """
-    per_point, chance = result.per_point(result.memorized), result.per_point(result.chance)
-    optimum = result.per_point(result.optimum)
+    curves = result.curves()
+    per_point, chance = curves.per_point(result.memorized), curves.per_point(result.chance)
+    optimum = curves.per_point(result.optimum)
     shares, chance_share = share(result.memorized, result.nearest), share(result.chance, result.chance_nearest)
     optimum_share = share(result.optimum, result.optimum_nearest)
+    by = "share" if curves.in_shares else "count"
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)
@@ -44,8 +50,51 @@ def write_table(result: Result, path: Path) -> None:
                 writer.writerow([
                     r, result.settings.seed + r, epoch, name, sizes[g], originals[g], result.generated,
                     result.nearest[r, e, g], count, *(_number(n) for n in numbers), _number(result.distance[r, e]),
-                    _number(result.loss[r, e]),
+                    _number(result.loss[r, e]), result.chance[r, g], result.chance_nearest[r, g],
+                    _number(result.optimum[r, g]), _number(result.optimum_nearest[r, g]), by,
                 ])  # fmt: skip
+
+
+def read_table(path: str | os.PathLike) -> Curves:
+    """The counts of a study from what `write_table` has written.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such table, or rows are missing.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        cells = {(int(row["repeat"]), int(row["epoch"]), row["group"]): row for row in rows}
+        repeats, epochs = (sorted({key[i] for key in cells}) for i in (0, 1))
+
+        def column(name: str, type: Callable, last: bool = False) -> np.ndarray:  # [R, E, 3], or [R, 3] at the end
+            at = epochs[-1:] if last else epochs
+            values = np.array([[[type(cells[r, e, g][name]) for g in GROUPS] for e in at] for r in repeats])
+            return values[:, -1] if last else values
+
+        def optional(text: str) -> float:
+            return float(text) if text else float("nan")
+
+        by = {row["outliers_by"] for row in rows}
+        generated = {int(row["generated"]) for row in rows}
+        if len(rows) != len(cells) or len(generated) != 1 or by not in ({"share"}, {"count"}) or min(epochs) < 1:
+            raise ValueError("rows")
+        curves = Curves(
+            epochs=np.array(epochs), memorized=column("memorized", int), nearest=column("nearest", int),
+            chance=column("chance", int, True), chance_nearest=column("chance_nearest", int, True),
+            optimum=column("optimum", optional, True), optimum_nearest=column("optimum_nearest", optional, True),
+            sizes=column("training_points", int, True)[0], originals=column("points", int, True),
+            generated=generated.pop(), in_shares=by == {"share"},
+        )  # fmt: skip
+        if curves.generated < 1 or (curves.memorized < 0).any() or (curves.nearest < curves.memorized).any():
+            raise ValueError("counts")
+    except (ValueError, KeyError, TypeError, IndexError, csv.Error) as err:
+        raise ValueError(f'"{path}" is no table of a two-moons study, or rows of it are missing.') from err
+    return curves
 
 
 def write_points(result: Result, path: Path) -> None:

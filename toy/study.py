@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,26 +19,25 @@ from dnnlib.util import atomic_write, check_folder
 from dnnlib.versions import versions
 from toy.data import DUPLICATE, GROUPS, INLIER, OUTLIER, ToyData, make_data
 from toy.ensemble import Ensemble
-from toy.measure import Neighbours
+from toy.measure import Counts, Neighbours
 from toy.optimum import optimum_points
 
 FORMAT_VERSION = 2
 STATE, OPTIONS = "state.pt", "options.json"
 RELABELINGS = 200
 _SAVE_EVERY = 30  # seconds
-_KEPT = (
+_COUNTS = (
     "memorized",
     "nearest",
-    "distance",
-    "loss",
     "first",
     "chance",
     "chance_nearest",
     "optimum",
     "optimum_nearest",
-    "epochs",
     "relabeled",
-)  # arrays of a state
+)  # arrays of a state that depend on the test set
+_SHARED = ("epochs", "distance", "loss")  # those that do not
+_PUBLISHED = "published_"  # prefix of counts against the test set without held-out outliers
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,40 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
+class Curves:
+    """The counts by group of a study: what is drawn and tested; E evaluations of R repeats.
+
+    `toy.files` writes them as a table and reads them back, so that a figure needs no training.
+    """
+
+    epochs: np.ndarray  # int64 [E], at which was measured
+    memorized: np.ndarray  # int64 [R, E, 3], memorized points by the group of the nearest training point
+    nearest: np.ndarray  # int64 [R, E, 3], all generated points likewise
+    chance: np.ndarray  # int64 [R, 3], memorized among as many fresh draws of the true distribution
+    chance_nearest: np.ndarray  # int64 [R, 3], all of these draws by group, memorized or not
+    optimum: np.ndarray  # float64 [R, 3], memorized if the theoretical optimum generated as many points; NaN: left out
+    optimum_nearest: np.ndarray  # float64 [R, 3], all of these points by group
+    sizes: np.ndarray  # int64 [3], training points of each group
+    originals: np.ndarray  # int64 [R, 3], a point and its copies counted once
+    generated: int  # points generated per repeat and evaluation
+    in_shares: bool  # outliers are compared by the share of memorized points near them, else by their count
+
+    @property
+    def repeats(self) -> int:
+        """Number of networks."""
+        return len(self.memorized)
+
+    def fraction(self, counts: np.ndarray) -> np.ndarray:
+        """Counts [..., 3] as fractions of all generated points."""
+        return counts / self.generated
+
+    def per_point(self, counts: np.ndarray) -> np.ndarray:
+        """Counts [R, ..., 3] per training point of the group, a point and its copies counted once; NaN if none."""
+        originals = self.originals.astype(float).reshape(self.repeats, *[1] * (counts.ndim - 2), len(GROUPS))
+        return np.divide(counts, originals, out=np.full(counts.shape, np.nan), where=originals > 0)
+
+
+@dataclass(frozen=True)
 class Result:
     """What a study has measured; E evaluations of R repeats."""
 
@@ -127,21 +161,30 @@ class Result:
     )  # int32 [R, E, 2, RELABELINGS, 2], memorized and all near inliers that were drawn to stand for
     # duplicates and for outliers; see `relabelings`
     last: np.ndarray  # float32 [N, 2], the points that repeat 0 generated last
+    published: "Result | None" = None  # the same networks and points, measured without the held-out outliers
 
     @property
     def generated(self) -> int:
         """Points generated per repeat and evaluation: as many as the training set holds."""
         return len(self.data[0].train)
 
-    def fraction(self, counts: np.ndarray) -> np.ndarray:
-        """Counts [..., 3] as fractions of all generated points."""
-        return counts / self.generated
-
-    def per_point(self, counts: np.ndarray) -> np.ndarray:
-        """Counts [R, ..., 3] per training point of the group, a point and its copies counted once; NaN if none."""
-        originals = np.stack([data.originals() for data in self.data]).astype(float)  # [R, 3]
-        originals = originals.reshape(len(self.data), *[1] * (counts.ndim - 2), len(GROUPS))
-        return np.divide(counts, originals, out=np.full(counts.shape, np.nan), where=originals > 0)
+    def curves(self) -> Curves:
+        """The counts by group. Without held-out outliers only the number of memorized outliers can rise."""
+        names = (
+            "epochs",
+            "memorized",
+            "nearest",
+            "chance",
+            "chance_nearest",
+            "optimum",
+            "optimum_nearest",
+            "generated",
+        )
+        return Curves(
+            **{name: getattr(self, name) for name in names},
+            sizes=self.data[0].sizes(), originals=np.stack([data.originals() for data in self.data]),
+            in_shares=self.settings.test_outliers or self.settings.null,
+        )  # fmt: skip
 
 
 def share(memorized: np.ndarray, nearest: np.ndarray) -> np.ndarray:
@@ -196,24 +239,28 @@ def run_study(settings: Settings, folder: str | os.PathLike, device: torch.devic
 
 def _run(settings: Settings, folder: Path, data: list[ToyData], ensemble: Ensemble) -> Result | None:
     """Train and measure from where the folder's state is, or from the beginning."""
-    neighbours = [Neighbours(d) for d in data]
+    tests = {"": data, **({_PUBLISHED: [_as_published(d) for d in data]} if _two_tests(settings) else {})}
+    neighbours = {prefix: [Neighbours(d) for d in drawn] for prefix, drawn in tests.items()}
     labels = [relabelings(d, seed) for d, seed in zip(data, ensemble.seeds)]
     size, R = len(data[0].train), settings.repeats
     schedule = settings.schedule()
-    kept = _load(folder / STATE, ensemble)
+    kept = _load(folder / STATE, ensemble, tests)
     saved = monotonic()
 
     with _StopSignals() as signals, tqdm(total=settings.epochs, unit="epoch", disable=None, leave=False) as bar:
         if kept is None:
             bar.set_description("theoretical optimum")
             kept = dict(
-                epochs=np.array(schedule),
-                memorized=np.zeros([R, len(schedule), 3], np.int64), nearest=np.zeros([R, len(schedule), 3], np.int64),
-                distance=np.zeros([R, len(schedule)]), loss=np.zeros([R, len(schedule)]),
-                first=np.zeros([R, size], np.int64),
-                relabeled=np.zeros([R, len(schedule), 2, RELABELINGS, 2], np.int32),
-                **_references(neighbours, settings, ensemble.seeds),
-            )  # fmt: skip
+                epochs=np.array(schedule), distance=np.zeros([R, len(schedule)]), loss=np.zeros([R, len(schedule)])
+            )
+            for prefix in tests:
+                kept |= {
+                    f"{prefix}memorized": np.zeros([R, len(schedule), 3], np.int64),
+                    f"{prefix}nearest": np.zeros([R, len(schedule), 3], np.int64),
+                    f"{prefix}first": np.zeros([R, size], np.int64),
+                    f"{prefix}relabeled": np.zeros([R, len(schedule), 2, RELABELINGS, 2], np.int32),
+                }
+            kept |= _references(neighbours, settings, ensemble.seeds)
         bar.set_description(f"{R} networks")
         bar.update(ensemble.epoch)
         last = None
@@ -224,12 +271,10 @@ def _run(settings: Settings, folder: Path, data: list[ToyData], ensemble: Ensemb
                 kept["loss"][:, at] = loss
                 for r in range(R):
                     points = ensemble.generate(r, size).numpy()
-                    counts = neighbours[r].measure(points, settings.ratio)
-                    kept["memorized"][r, at], kept["nearest"][r, at] = counts.memorized, counts.nearest
+                    for prefix, near in neighbours.items():
+                        counts = near[r].measure(points, settings.ratio)
+                        _keep(kept, prefix, r, at, counts, labels[r], ensemble.epoch)
                     kept["distance"][r, at] = counts.distance
-                    for i, drawn in enumerate(labels[r]):
-                        kept["relabeled"][r, at, i] = counts.by_point[:, drawn].sum(axis=2).T
-                    kept["first"][r][counts.hits & (kept["first"][r] == 0)] = ensemble.epoch
                     last = points if r == 0 else last
                 ratio = kept["memorized"][:, at].sum() / (R * size)
                 bar.set_postfix_str(f"memorized {100 * ratio:.1f} %", refresh=False)
@@ -242,23 +287,54 @@ def _run(settings: Settings, folder: Path, data: list[ToyData], ensemble: Ensemb
         return None
     if last is None:  # it was finished before; the same points come again
         last = ensemble.generate(0, size).numpy()
-    return Result(settings=settings, data=data, last=last, **kept)
+    shared = {name: kept[name] for name in _SHARED}
+    results = [
+        Result(
+            settings=settings if not prefix else replace(settings, test_outliers=False), data=tests[prefix], last=last,
+            **shared, **{name: kept[prefix + name] for name in _COUNTS},
+        )
+        for prefix in tests
+    ]  # fmt: skip
+    return replace(results[0], published=results[1] if len(results) > 1 else None)
 
 
-def _references(neighbours: list[Neighbours], settings: Settings, seeds: list[int]) -> dict[str, np.ndarray]:
+def _two_tests(settings: Settings) -> bool:
+    """Whether points are measured a second time, as published: without the held-out outliers of the test set."""
+    return settings.test_outliers and settings.outliers > 0 and not settings.null
+
+
+def _as_published(data: ToyData) -> ToyData:
+    """The same repeat without held-out outliers, which are the last points of the test set."""
+    return replace(data, test=data.test[: len(data.test) - int(data.sizes()[OUTLIER])])
+
+
+def _keep(
+    kept: dict[str, np.ndarray], prefix: str, r: int, at: int, counts: Counts, labels: list[np.ndarray], epoch: int
+) -> None:
+    """Note the counts of repeat `r` at evaluation `at` against one test set."""
+    kept[f"{prefix}memorized"][r, at], kept[f"{prefix}nearest"][r, at] = counts.memorized, counts.nearest
+    for i, drawn in enumerate(labels):
+        kept[f"{prefix}relabeled"][r, at, i] = counts.by_point[:, drawn].sum(axis=2).T
+    first = kept[f"{prefix}first"][r]
+    first[counts.hits & (first == 0)] = epoch
+
+
+def _references(neighbours: dict[str, list[Neighbours]], settings: Settings, seeds: list[int]) -> dict[str, np.ndarray]:
     """Counts [R, 3] for fresh draws and for the theoretical optimum, the latter scaled to as many points."""
-    fresh = [n.measure(n.data.fresh, settings.ratio) for n in neighbours]
-    found = dict(
-        chance=np.stack([counts.memorized for counts in fresh]),
-        chance_nearest=np.stack([counts.nearest for counts in fresh]),
-        optimum=np.full([len(seeds), len(GROUPS)], np.nan),
-        optimum_nearest=np.full([len(seeds), len(GROUPS)], np.nan),
-    )
-    for r, (n, seed) in enumerate(zip(neighbours, seeds)):
-        if settings.optimum_points:
-            counts = n.measure(optimum_points(n.data.train, settings.optimum_points, seed), settings.ratio)
-            scale = len(n.data.train) / settings.optimum_points
-            found["optimum"][r], found["optimum_nearest"][r] = scale * counts.memorized, scale * counts.nearest
+    found = {}
+    for prefix, near in neighbours.items():
+        fresh = [n.measure(n.data.fresh, settings.ratio) for n in near]
+        found[f"{prefix}chance"] = np.stack([counts.memorized for counts in fresh])
+        found[f"{prefix}chance_nearest"] = np.stack([counts.nearest for counts in fresh])
+        for name in ("optimum", "optimum_nearest"):
+            found[prefix + name] = np.full([len(seeds), len(GROUPS)], np.nan)
+    for r, seed in enumerate(seeds if settings.optimum_points else []):
+        train = neighbours[""][r].data.train
+        points, scale = optimum_points(train, settings.optimum_points, seed), len(train) / settings.optimum_points
+        for prefix, near in neighbours.items():
+            counts = near[r].measure(points, settings.ratio)
+            found[f"{prefix}optimum"][r] = scale * counts.memorized
+            found[f"{prefix}optimum_nearest"][r] = scale * counts.nearest
     return found
 
 
@@ -295,7 +371,7 @@ def _save(path: Path, ensemble: Ensemble, kept: dict[str, np.ndarray]) -> None:
         raise OSError(f'"{path}" cannot be written; is the disk full? ({err})') from err
 
 
-def _load(path: Path, ensemble: Ensemble) -> dict[str, np.ndarray] | None:
+def _load(path: Path, ensemble: Ensemble, prefixes: Iterable[str]) -> dict[str, np.ndarray] | None:
     """Put the ensemble where it was and return what was measured; None if there is no state yet."""
     if not path.exists():
         return None
@@ -303,7 +379,8 @@ def _load(path: Path, ensemble: Ensemble) -> dict[str, np.ndarray] | None:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != FORMAT_VERSION:
             raise ValueError(f"format {state['format']}")
-        kept = {name: state["arrays"][name].numpy() for name in _KEPT}
+        names = [*_SHARED, *(prefix + name for prefix in prefixes for name in _COUNTS)]
+        kept = {name: state["arrays"][name].numpy() for name in names}
         ensemble.load_state_dict(state["ensemble"])
     except Exception as err:  # pickle, zip and torch each have their own
         raise OSError(f'"{path}" is damaged or of another version; delete it to begin anew ({err}).') from err

@@ -158,6 +158,34 @@ def write_group_curves(curves: dict[str, list[GroupPoint]], path: str | os.PathL
                 writer.writerow([name, p.kimg, p.epochs, p.share, *p.interval, p.ratio, *values])
 
 
+def read_group_curves(path: str | os.PathLike) -> dict[str, list[GroupPoint]]:
+    """The curves from what `write_group_curves` has written.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such table.
+    OSError
+        If it cannot be read.
+    """
+    counts = ("num_memorized", "num_nearest", "num_replayed", "num_training", "num_samples")
+    curves: dict[str, list[GroupPoint]] = {}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        sizes = {row["group"]: int(row["num_training"]) for row in rows}
+        for row in rows:
+            numbers = {name: int(row[name]) for name in counts}
+            point = GroupPoint(float(row["kimg"]), float(row["epochs"]), **numbers, total=sum(sizes.values()))
+            _ = point.interval  # refuses counts that are none
+            curves.setdefault(row["group"], []).append(point)
+        if not curves:
+            raise ValueError("no rows")
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, csv.Error) as err:
+        raise ValueError(f'"{path}" is no table of groups over the training of a run.') from err
+    return curves
+
+
 def group_figure(curves: dict[str, list[GroupPoint]], path: str | os.PathLike, *, title: str | None = None) -> None:
     """Draw the share of each group over the epochs, with 95 % bands, and the fraction of its images that are copied.
 

@@ -54,6 +54,7 @@ class Part(click.ParamType):
     "--crops", metavar="INT", type=click.IntRange(1, MAX_CROPS),
     help="Cut so many squares, side by side, out of each image; needs --resolution.",
 )  # fmt: skip
+@click.option("--grayscale", is_flag=True, help="Make RGB gray, one channel (L of ITU-R 601-2).")
 @report_errors
 def main(
     source: str,
@@ -67,6 +68,7 @@ def main(
     classes: str,
     coarse: bool,
     crops: int | None,
+    grayscale: bool,
 ) -> None:
     """Convert images into a dataset: a zip or folder of equal square PNGs with class labels.
 
@@ -112,8 +114,9 @@ def main(
     per channel, no transparency. --resolution scales with a Lanczos filter. --transform=center-crop first
     cuts the largest square out of the middle. center-crop-wide cuts a strip out of the middle, scales it
     to WxH and lays it on a black square of side W; images that are too small are dropped, and their
-    numbers are missing in the names. Both make RGB of gray. --crops=N cuts N equal squares, as large as fit side
-    by side, out of the middle of each image; those that are smaller than the resolution are dropped.
+    numbers are missing in the names. Both make RGB of gray; --grayscale makes gray of RGB, last of all.
+    --crops=N cuts N equal squares, as large as fit side by side, out of the middle of each image; those that
+    are smaller than the resolution are dropped.
 
     Labels come with the source. For a folder or zip they stand in its dataset.json,
     {"labels": [["00000/img00000000.png", 6], ...]}, or, if there is no such file, follow from the
@@ -128,6 +131,7 @@ def main(
         if resolution is None or transform == "center-crop-wide":
             raise click.UsageError("--crops needs --resolution, for example 64x64, and not center-crop-wide.")
         transform_image = replace(transform_image, crops=crops)
+    transform_image = replace(transform_image, grayscale=grayscale)
     with open_source(source, max_images if split is None else None, class_order, coarse, classes) as images:
         images = images if split is None else subsets.part(images, *split, max_images)
         images = cut_crops(images, crops) if crops is not None else images

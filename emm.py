@@ -804,7 +804,8 @@ def search_spec(opts: EasyDict) -> SearchSpec:
     import mem_ratio
     import train
 
-    own = ["outdir", "data", "device", "nosubdir", "desc", "resume", "dry_run"]
+    own = ["outdir", "data", "device", "nosubdir", "overwrite", "desc", "resume", "dry_run", "show_options"]
+    own += ["total_kimg", "total_steps"]  # a search compares sizes at the same number of epochs
     training = passed_on(train.main, ["--outdir=.", "--data=."], opts.train_options, own, "TRAIN_OPTIONS")
     try:
         measure = tuple(shlex.split(opts.measure))

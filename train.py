@@ -39,6 +39,7 @@ from training.precision import PRECISIONS, check_precision, saved_precision
 from training.run.checkpoint import State, latest_state, load_state
 from training.run.events import check_tensorboard
 from training.run.run_dir import open_run_dir, plan_run_dir, refuse_another_run
+from training.run.schedule import snapshot_steps
 from training.run.state import write_run_state
 from training.snapshots.snapshot import check_tensors, load_network
 from training.training_loop import OPTIMIZERS, EndOfRun, check_state, make_network, split_batch, training_loop
@@ -83,12 +84,16 @@ def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = 
 @option("--precond", ["vp", "ve", "edm"], "edm", "Preconditioning, with its loss")
 # How.
 @option("--duration", POSITIVE, 200, "Training duration as if |D| were 50,000; epochs / 20", "MIMG")
+@option("--total-kimg", POSITIVE, None, "Instead of --duration: so many thousand images, whatever |D| is", "KIMG")
+@option("--total-steps", COUNT, None, "Instead of --duration: so many steps, whatever |D| is", "INT")
+@option("--vp-steps", COUNT, None, "Train vp at so many discrete noise levels, as DDPM at 1000  [default: all]", "INT")
 @option("--batch", COUNT, 512, "Images per step, over all processes", "INT")
 @option("--batch-gpu", COUNT, None, "At most so many images at a time per process; gradients add up", "INT")
 @option("--cbase", CHANNELS, None, "Another name of --num-channels, which it overrides", "INT")
 @option("--cres", WIDTHS, None, "Width at each resolution, in --num-channels  [default: 2,2,2; adm: 1,2,3,4]", "LIST")
 @option("--lr", POSITIVE, 10e-4, "Learning rate, after a linear rise", "FLOAT")
-@option("--ema", NOT_NEGATIVE, 0.5, "EMA half-life as if |D| were 50,000", "MIMG")
+@option("--lr-rampup", NOT_NEGATIVE, 200, "How long it rises", "EPOCHS")
+@option("--ema", NOT_NEGATIVE, 0.5, "EMA half-life as if |D| were 50,000; 0 = no EMA", "MIMG")
 @option("--dropout", FRACTION, 0.13, "Probability of dropping a feature", "FLOAT")
 @option("--augment", FRACTION, 0.12, "Probability of each augmentation", "FLOAT")
 @option("--xflip", bool, False, "Add the mirror image of each image", "BOOL")
@@ -131,6 +136,8 @@ def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = 
 @option("--overwrite", FLAG, None, "Remove the run that --outdir holds, with what was measured on it (--nosubdir)")
 @option("--tick", COUNT, 50, "Interval of status lines", "KIMG")
 @option("--snap", COUNT, 50, "Interval of network snapshots", "TICKS")
+@option("--snap-at", str, None, "Instead of --snap: after these steps, as 250,1000:9000:500, or N in like quotients",
+        "LIST|log:N")
 @option("--dump", COUNT, 500, "Interval of training states", "TICKS")
 @option("--keep-states", COUNT, None, "Keep the newest N training states  [default: all]", "N")
 @option("--max-nan-ticks", COUNT_OR_0, 3, "End after so many ticks in a row without a finite loss; 0 = never", "INT")
@@ -146,7 +153,7 @@ def main(**kwargs: Any) -> None:
     """Train a diffusion model, for the study of memorization.
 
     Durations scale with the size of the training set |D|, so that the same --duration is the same number of
-    epochs (20 times --duration) for every |D|.
+    epochs (20 times --duration) for every |D|. --total-kimg and --total-steps are the same for every |D|.
 
     Examples:
 
@@ -275,20 +282,28 @@ def prepare(opts: EasyDict, device: torch.device) -> Start:
         )
     c.network_kwargs = dict(network_arguments(opts), use_fp16=precision == "fp16")
     c.loss = opts.precond
+    c.vp_steps = opts.vp_steps
     c.optimizer_kwargs = dict(class_name=opts.optimizer, lr=opts.lr, weight_decay=opts.weight_decay)
     if opts.optimizer == "Adam":
         c.optimizer_kwargs.update(betas=[0.9, 0.999], eps=1e-8)
     else:
         c.optimizer_kwargs.update(momentum=opts.momentum)
     c.total_nimg = max(round(opts.duration * 20 * size), 1000)
+    if opts.total_kimg is not None or opts.total_steps is not None:
+        c.total_nimg = max(round(opts.total_kimg * 1000), 1) if opts.total_kimg else opts.total_steps * opts.batch
+    c.snap_nimg = []
+    if opts.snap_at is not None:
+        steps = snapshot_steps(opts.snap_at, -(-c.total_nimg // opts.batch), opts.batch)
+        c.snap_nimg = [step * opts.batch for step in steps]
     c.ema_halflife_nimg = opts.ema * 20 * size
-    c.lr_rampup_nimg = 200 * size
+    c.lr_rampup_nimg = opts.lr_rampup * size
     c.ema_rampup_ratio = None if opts.transfer is not None else 0.05
     c.update(ema_mode=opts.ema_mode, final_ema=opts.final_ema, augment=opts.augment, window_size=opts.window_size)
     c.update(batch_size=opts.batch, batch_gpu=opts.batch_gpu, loss_scaling=opts.ls)
     c.update(precision=precision, compile=opts.compile)
     c.update(cudnn_benchmark=opts.bench and not opts.deterministic)
-    c.update(kimg_per_tick=opts.tick, snapshot_ticks=opts.snap, state_dump_ticks=opts.dump, num_workers=opts.workers)
+    c.update(kimg_per_tick=opts.tick, state_dump_ticks=opts.dump, num_workers=opts.workers)
+    c.snapshot_ticks = opts.snap if opts.snap_at is None else None
     c.update(keep_states=opts.keep_states, max_nan_ticks=opts.max_nan_ticks, tensorboard=opts.tensorboard)
     c.seed = dist.broadcast(opts.seed if opts.seed is not None else int(torch.randint(1 << 31, []).item()))
 
@@ -315,6 +330,10 @@ def prepare(opts: EasyDict, device: torch.device) -> Start:
         if ended is not None:
             what = f"{ended}; raise --stop-at-mem or leave it out to go on"
             raise EndOfRun(state.path, shared["nimg"] / 1000, what)
+        if shared.get("vp_steps") != opts.vp_steps:
+            before = shared.get("vp_steps")
+            how = "without --vp-steps" if before is None else f"with --vp-steps={before}"
+            raise ValueError(f'"{state.path}" was trained {how}; go on so, or begin anew.')
         if opts.seed is None:
             c.seed = shared.get("seed", c.seed)
     left_out = dict(dataset.files.left_out)
@@ -371,7 +390,12 @@ def continuing_command(opts: EasyDict, start: Start, run_dir: Path) -> str:
 
 def conditions(opts: EasyDict) -> dict[str, tuple[bool, str]]:
     """Options that have an effect with some others only: name -> (whether they have one here, which others)."""
+    by_epochs = opts.total_kimg is None and opts.total_steps is None
     return {
+        "duration": (by_epochs, "--duration, --total-kimg and --total-steps exclude each other"),
+        "total_kimg": (opts.total_steps is None, "--duration, --total-kimg and --total-steps exclude each other"),
+        "vp_steps": (opts.precond == "vp", f"--vp-steps belongs to --precond=vp, not to {opts.precond}"),
+        "snap": (opts.snap_at is None, "--snap and --snap-at exclude each other"),
         "momentum": (opts.optimizer == "SGD", "--momentum belongs to --optimizer=SGD; Adam has none"),
         "embed": (opts.arch != "adm", "--embed belongs to --arch=ddpmpp and ncsnpp, not to adm"),
         "final_ema": (opts.ema_mode == "mode4", f"--final-ema belongs to --ema_mode=mode4, not to {opts.ema_mode}"),
@@ -485,7 +509,8 @@ def recorded_options(opts: EasyDict, start: Start) -> dict:
     """What training_options.json holds: the loop's arguments, and the options they come from."""
     c = start.loop
     used: dict[str, Any] = dict(command=command_in_effect(opts, c))
-    used |= {k: opts[k] for k in ["arch", "precond", "cond", "duration", "ema", "num_blocks", "num_channels", "embed"]}
+    used |= {k: opts[k] for k in ["arch", "precond", "cond", "ema", "num_blocks", "num_channels", "embed"]}
+    used["duration"] = used["command"]["duration"] or c.total_nimg / (20 * c.dataset_kwargs["max_size"])
     used |= dict(mem_eval=opts.mem_eval, stop_at_mem=opts.stop_at_mem)
     used["stop_patience"] = opts.stop_patience if opts.stop_at_mem is not None else None
     used |= {key: opts[key] if opts.quality_eval is not None else None for key in QUALITY_OPTIONS}
@@ -509,9 +534,16 @@ def print_options(opts: EasyDict, start: Start, run_dir: Path, device: torch.dev
     if device.type == "cpu":
         by = "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "the size of the network and the batch"
         facts["Processes"] += f", {start.threads} thread{'s' if start.threads > 1 else ''} each (by {by})"
-    interval = c.kimg_per_tick * c.snapshot_ticks
+    often = f"at {len(c.snap_nimg)} listed times and at the end"
+    few = len(c.snap_nimg) < opts.stop_patience
+    if not c.snap_nimg:
+        interval = c.kimg_per_tick * c.snapshot_ticks
+        often = f"every {interval} kimg and at the end"
+        few = interval * opts.stop_patience * 1000 >= c.total_nimg
+    if c.snap_nimg:
+        facts["Snapshots"] = often
     if opts.mem_eval is not None:
-        facts["Evaluation"] = f"{opts.mem_eval} images at each snapshot, every {interval} kimg and at the end"
+        facts["Evaluation"] = f"{opts.mem_eval} images at each snapshot, {often}"
     if opts.quality_eval is not None:
         facts["Quality"] = f"{', '.join(opts.quality_measures)} against {opts.quality_eval}"
         facts["best.json"] = f"best {opts.quality_measures[0]} with a ratio below {opts.best_mem_below:g}"
@@ -522,7 +554,7 @@ def print_options(opts: EasyDict, start: Start, run_dir: Path, device: torch.dev
         dist.print0(f"{name + ':':<17}{fact}")
     if opts.show_options:
         dist.print0(json.dumps(recorded_options(opts, start), indent=2))
-    if opts.stop_at_mem is not None and interval * opts.stop_patience * 1000 >= c.total_nimg:
+    if opts.stop_at_mem is not None and few:
         dist.print0("Note: there are too few snapshots to end early; lower --tick or --snap.")
 
 

@@ -19,16 +19,21 @@ class Transform:
     mode: str | None = None
     resolution: tuple[int, int] | None = None
     crops: int | None = None  # of each image, which it gets one by one; those below the resolution are dropped
+    grayscale: bool = False  # RGB becomes gray at the end: L of ITU-R 601-2, (299 R + 587 G + 114 B) / 1000
 
     def __call__(self, image: np.ndarray) -> np.ndarray | None:
         if self.crops is not None and min(image.shape[:2]) < self.resolution[0]:
             return None
-        return self.apply(image)
+        image = self.apply(image)
+        if self.grayscale and image is not None and image.ndim == 3:
+            image = np.asarray(PIL.Image.fromarray(image).convert("L"))
+        return image
 
     def settings(self) -> dict[str, str | int | None]:
-        """{transform, resolution, and crops if given} as the options name them."""
+        """{transform, resolution, and crops and grayscale if given} as the options name them."""
         size = "x".join(map(str, self.resolution)) if self.resolution else None
         more = {} if self.crops is None else {"crops": self.crops}
+        more |= {"grayscale": True} if self.grayscale else {}
         return {"transform": self.mode, "resolution": size, **more}
 
 

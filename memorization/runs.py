@@ -30,12 +30,13 @@ OTHER_MEASUREMENTS = "measurements of snapshots that were measured more than onc
 _WHICH = {"data", "seed", "outdir", "desc", "nosubdir", "overwrite", "resume", "dry_run", "show_options"}
 HOW_RUN = {"batch_gpu", "fp16", "compile", "ls", "bench", "deterministic", "cache", "workers", "device", "mem_eval",
            "stop_patience", "quality_eval", "quality_measures", "quality_space", "quality_features",
-           "best_mem_below", "tensorboard", "tick", "snap", "dump", "keep_states", "max_nan_ticks"}  # fmt: skip
+           "best_mem_below", "tensorboard", "tick", "snap", "snap_at", "dump", "keep_states",
+           "max_nan_ticks"}  # fmt: skip
 # Consequences of the options and of the images, which older run folders name beside them.
 _CONSEQUENCES = {"dataset_kwargs.max_size", "dataset_kwargs.empty_classes", "training_images",
                  "dataset_kwargs.resolution", "dataset_kwargs.use_labels", "total_nimg",
-                 "total_kimg", "ema_halflife_nimg", "lr_rampup_nimg", "ema_rampup_ratio", "loss", "dataset_sha256",
-                 "labels_sha256", "num_processes"}  # fmt: skip
+                 "total_kimg", "total_steps", "snap_nimg", "ema_halflife_nimg", "lr_rampup_nimg", "ema_rampup_ratio",
+                 "loss", "dataset_sha256", "labels_sha256", "num_processes"}  # fmt: skip
 NO_FACTOR = _WHICH | _CONSEQUENCES
 
 # Where run folders from before there was the entry `command` hold an option of train.py under another name.
@@ -183,11 +184,11 @@ class Run:
         """
         recorded = self.options.get("command")
         if isinstance(recorded, dict):
-            return recorded
+            return {"lr_rampup": 200.0} | recorded  # what it was before it could be chosen
         flat = flatten({key: value for key, value in self.options.items() if key != "versions"})
         named = {_BEFORE[key]: value for key, value in flat.items() if key in _BEFORE}
         command = {key: value for key, value in flat.items() if key not in _BEFORE} | named
-        command["precision"] = saved_precision(self.options)
+        command |= {"precision": saved_precision(self.options), "lr_rampup": 200.0}
         without_effect = {"final_ema": command.get("ema_mode") != "mode4", "ema": command.get("ema_mode") == "mode3",
                           "embed": command.get("arch") == "adm"}  # fmt: skip
         return command | {key: None for key, nothing in without_effect.items() if nothing and key in command}

@@ -14,7 +14,7 @@ from memorization.curve.factors import dataset_name, factor_values, group_by
 from memorization.runs import HOW_RUN, NO_FACTOR, Run, records_that_count
 
 ALL = "all"  # of `keep`: every run
-_HOW_LONG = {"duration", "mem_eval", "stop_at_mem", "stop_patience"}
+_HOW_LONG = {"duration", "total_kimg", "total_steps", "mem_eval", "stop_at_mem", "stop_patience"}
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _snapshots(run: Run) -> set[str]:
 
 def _setting(run: Run) -> str:
     """Options that make a network what it is, seed and duration aside, as text."""
-    named = {k: v for k, v in run.command.items() if k not in NO_FACTOR | HOW_RUN | _HOW_LONG}
+    named = {k: v for k, v in run.command.items() if v is not None and k not in NO_FACTOR | HOW_RUN | _HOW_LONG}
     return json.dumps(named, sort_keys=True, default=repr)
 
 

@@ -6,6 +6,7 @@
 #   SOURCE         labelled images to draw the sets from      [CIFAR-10's archive; digits]
 #   SIZES, SEEDS   |D| of the runs; training seeds            [per factor; 1024]
 #   DURATION       epochs / 20                                [2000; 60]
+#   STEPS          instead: steps, the same for every |D|
 #   SAMPLES        images per measured snapshot               [10000; 1000]
 #   NPROC, JOBS    processes per run; runs at a time          [8, 1; 1, 2]
 #   LAUNCH         what starts a Python script            [python, or torchrun --standalone --nproc_per_node=$NPROC]
@@ -22,7 +23,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export SCALE=${SCALE:-paper} PYTHON=${PYTHON:-python} PLAN=${PLAN:-} PREPARE=${PREPARE:-} TASK=${TASK:-}
-export SEEDS=${SEEDS:-1024} TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-}
+export SEEDS=${SEEDS:-1024} TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-} STEPS=${STEPS:-}
 case $SCALE in
 paper)
     export SOURCE=${SOURCE:-datasets/cifar10/cifar-10-python.tar.gz}
@@ -77,10 +78,12 @@ run_one() {
     set -euo pipefail
     IFS=$'\t' read -r size value seed data options <<< "$1"
     local run=$OUT/runs/$value/$size-seed$seed name="$value, |D| = $size, seed $seed" start=("$PYTHON")
+    local long=--duration=$DURATION
+    if [ -n "$STEPS" ]; then long=--total-steps=$STEPS; fi
     if [ -n "$LAUNCH" ]; then start=($LAUNCH); fi
     if ! grep -qs '"complete"' "$run/run-state.json"; then echo "$name: training (log: $run/job.log)"; fi
     "$PYTHON" -m memorization.search.job "$run" \
-        "${start[@]}" train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" --duration="$DURATION" \
+        "${start[@]}" train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" $long \
         $basic $options $TRAIN --resume=latest \
         --then "${start[@]}" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample \
         ${GRID:+"--grid=$OUT/grid-$value-$size-seed$seed.png"} $MEASURE || {
@@ -110,7 +113,8 @@ watch_runs() {
 finish() {
     local images
     images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
-    echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images million training images."
+    if [ -n "$STEPS" ]; then images="$STEPS steps each"; else images="$images million training images"; fi
+    echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images."
     if [ -n "$PLAN$PREPARE" ]; then
         printf '%s\n' "${queue[@]}" | awk -F '\t' '{ print "  |D| = " $1 ", " $2 ", seed " $3 }'
         return

@@ -130,6 +130,15 @@ def test_train_commands_repeat_the_options(digits_16, digits_zip, trained, tmp_p
         ["--ema_mode=mode4", "--final-ema=0.99"],
         [f"--data={digits_zip}", "--cond=1"],
         ["--mem-eval=64", "--stop-at-mem=0.9", "--stop-patience=3"],
+        [
+            "--mem-eval=64",
+            f"--quality-eval={digits_zip}",
+            "--quality-measures=kernel,frechet",
+            "--quality-space=pixels",
+        ],
+        ["--mem-eval=64", f"--quality-eval={digits_zip}", "--quality-features=a.pt", "--best-mem-below=0.25"],
+        ["--total-kimg=3", "--lr-rampup=5", "--ema=0"],
+        ["--total-steps=30", "--snap-at=20:30:4", "--precond=vp", "--vp-steps=50"],
         [*TINY, f"--transfer={snapshot}"],
         [*TINY, f"--resume={state}", "--duration=20"],
     ]

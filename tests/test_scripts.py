@@ -26,12 +26,13 @@ TINY = {
     "model_skip_position": {"SKIPS": "100000 000001", "NETWORK": "ncsnpp"},
     "model_skip_resolution": {"SKIPS": "111111 110000"},
     "model_width": {"WIDTHS": "8 12", "SEEDS": "1 2"},
+    "time_scales": {"SIZES": "10 20", "STEPS": "10", "HELD_OUT": "60"},
     "train_batch": {"BATCHES": "100 200"},
     "train_ema": {"RATIOS": "0.99 0"},
     "train_weight_decay": {"DECAYS": "0 1e-2"},
 }
 LARGE = "--batch=200"  # few steps
-LINES = {"cond_labels": 4, "data_size": 1}  # of the figure; the others have two
+LINES = {"cond_labels": 4, "data_size": 1, "time_scales": 1}  # of the figure; the others have two
 
 
 @pytest.fixture

@@ -36,13 +36,20 @@ class _DenoisingLoss:
 
 
 class VPLoss(_DenoisingLoss):
-    """Variance preserving: t uniform in [epsilon_t, 1], sigma = sigma(t)."""
+    """Variance preserving: t uniform in [epsilon_t, 1], or in {1, ..., steps} / steps; sigma = sigma(t).
 
-    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5):
-        self.beta_d, self.beta_min, self.epsilon_t = beta_d, beta_min, epsilon_t
+    With D = x - sigma F and weight 1 / sigma^2 it is |F - noise|^2, the simple loss of DDPM (Ho et al. 2020, Eq. 14),
+    whose schedule is 1000 steps of this sigma(t) up to its discretization.
+    """
+
+    def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, epsilon_t: float = 1e-5, steps: int | None = None):
+        self.beta_d, self.beta_min, self.epsilon_t, self.steps = beta_d, beta_min, epsilon_t, steps
 
     def sample_sigma(self, shape: list[int], device: torch.device) -> Tensor:
-        t = 1 + torch.rand(shape, device=device) * (self.epsilon_t - 1)
+        if self.steps is not None:
+            t = torch.randint(1, self.steps + 1, shape, device=device) / self.steps
+        else:
+            t = 1 + torch.rand(shape, device=device) * (self.epsilon_t - 1)
         return vp_sigma(t, self.beta_d, self.beta_min)
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def training_loop(
     optimizer_kwargs: dict,  # class_name (Adam or SGD) and its arguments.
     device: torch.device,  # Where to train.
     total_nimg: int,  # Duration, in images.
+    vp_steps: int | None = None,  # Discrete noise levels of the loss of vp; None = all.
     seed: int = 0,  # Of weights, noise and data order.
     batch_size: int = 512,  # Images per step, over all processes.
     batch_gpu: int | None = None,  # At most this many images at a time on a device; None = no limit.
@@ -74,7 +75,8 @@ def training_loop(
     loss_scaling: float = 1,  # Factor on the loss during the backward pass, against underflow in float16.
     window_size: float = 0.5,  # Shuffling window of the data order, see InfiniteSampler.
     kimg_per_tick: float = 50,  # Interval of status lines.
-    snapshot_ticks: int = 50,  # Interval of network snapshots, in ticks.
+    snapshot_ticks: int | None = 50,  # Interval of network snapshots, in ticks; None = only those of `snap_nimg`.
+    snap_nimg: Collection[int] = (),  # After which numbers of images there are snapshots, too; multiples of the batch.
     state_dump_ticks: int = 500,  # Interval of training states, in ticks.
     keep_states: int | None = None,  # So many of the newest states stay; None = all.
     max_nan_ticks: int = 3,  # End the run after so many ticks in a row without a finite loss; 0 = never.
@@ -122,7 +124,8 @@ def training_loop(
         net.load_state_dict(weights)
 
     # Optimizer, moving average, and what joins the processes.
-    loss_fn = LOSSES[loss]()
+    loss_fn = LOSSES[loss]() if vp_steps is None else LOSSES[loss](steps=vp_steps)
+    snap_nimg = frozenset(snap_nimg)
     settings, optimizer_kwargs = optimizer_kwargs, dict(optimizer_kwargs)
     optimizer = OPTIMIZERS[optimizer_kwargs.pop("class_name")](net.parameters(), fused=True, **optimizer_kwargs)
     ddp = net
@@ -201,7 +204,7 @@ def training_loop(
                     total.mul(loss_scaling / per_rank).backward()
 
             # Update the weights.
-            lr = optimizer_kwargs["lr"] * min(nimg / max(lr_rampup_nimg, 1e-8), 1)
+            lr = optimizer_kwargs["lr"] * (min(nimg / lr_rampup_nimg, 1) if lr_rampup_nimg else 1)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             clean_gradients(params, loss_scaling)
@@ -218,12 +221,13 @@ def training_loop(
             done = nimg >= total_nimg
             stopping = stop.agreed() and not done
             over = tick == 0 or nimg >= tick_start_nimg + kimg_per_tick * 1000
-            if not over and not done and not stopping:
+            due = nimg in snap_nimg
+            if not over and not done and not stopping and not due:
                 continue
             tick_end_time = time.time()
             name = f"{nimg // 1000:06d}"
             seen = Observation()
-            if done or stopping or tick % snapshot_ticks == 0:
+            if done or stopping or due or (over and snapshot_ticks is not None and tick % snapshot_ticks == 0):
                 path = Path(run_dir) / f"network-snapshot-{name}.safetensors"
                 dist.on_rank0(save_snapshot, path, ema, nimg / 1000, dataset_kwargs)
                 _tell(run_dir, "running", nimg)
@@ -254,7 +258,7 @@ def training_loop(
             nan_ticks = nan_ticks + 1 if lost else 0
             if nan_ticks and nan_ticks == max_nan_ticks:
                 _give_up(run_dir, nimg, nan_ticks)
-            dump = done or stopping or (tick % state_dump_ticks == 0 and tick != 0 and not lost)
+            dump = done or stopping or (over and tick % state_dump_ticks == 0 and tick != 0 and not lost)
             if over:  # else a run that goes on from here completes it
                 tick, tick_start_nimg = tick + 1, nimg
             if dump:
@@ -265,7 +269,7 @@ def training_loop(
                         nimg=nimg, tick=tick, tick_start_nimg=tick_start_nimg,
                         batch_size=batch_size, dataset_size=len(dataset), **content,
                         network=_plain(net.init_kwargs), optimizer_settings=_plain(settings), seed=seed,
-                        precision=precision,
+                        precision=precision, vp_steps=vp_steps,
                         ema_rampup_ratio=ema_rampup_ratio,
                         observer=observer.state_dict() if observer is not None else {},
                     ),

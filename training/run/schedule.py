@@ -1,0 +1,61 @@
+"""When snapshots are taken: at listed steps, or at steps spaced evenly in their logarithm."""
+
+import re
+
+import numpy as np
+
+_RANGE = re.compile(r"(\d{1,12}):(\d{1,12}):(\d{1,12})", re.ASCII)
+_MOST = 100_000  # snapshots
+
+
+def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
+    """The steps of `--snap-at`, ascending, and none after the last step.
+
+    Parameters
+    ----------
+    text : steps `250,1000`, ranges `FROM:TO:EVERY` with both ends, as `250:10000:250,15000:2000000:5000`; or `log:N`, N
+        steps between the first that ends at 1000 images or more and the last, in like quotients
+    total : steps of the run
+    batch : images per step
+
+    Raises
+    ------
+    ValueError
+        If the text is none of this, no step is left, or snapshots would have the same name: names hold whole kimg. Of
+        `log:N`, steps of the same kimg are one.
+    """
+    first = -(-1000 // batch)
+    if match := re.fullmatch(r"log:(\d{1,6})", text, re.ASCII):
+        number = int(match[1])
+        if number < 2:
+            raise ValueError("--snap-at=log:N needs at least 2 times.")
+        if first > total:
+            raise ValueError("--snap-at: the run ends before 1 kimg.")
+        spaced = np.unique(np.geomspace(first, total, number).round().astype(int)).tolist()
+        return list({step * batch // 1000: step for step in reversed(spaced)}.values())[::-1]
+    steps: set[int] = set()
+    for part in text.split(","):
+        if match := _RANGE.fullmatch(part.strip()):
+            begin, end, every = map(int, match.groups())
+            if every < 1 or not 1 <= begin <= end or (end - begin) // every >= _MOST:
+                raise ValueError(f"--snap-at: {part.strip()} is no range; write FROM:TO:EVERY, as 250:10000:250.")
+            steps.update(range(begin, end + 1, every))
+        elif re.fullmatch(r"\d{1,12}", part.strip(), re.ASCII) and int(part) > 0:
+            steps.add(int(part))
+        else:
+            raise ValueError(
+                f'--snap-at: "{part.strip()}" is no step; write 250,1000 or FROM:TO:EVERY, or log:N for all.'
+            )
+    if len(steps) > _MOST:
+        raise ValueError(f"--snap-at names more than {_MOST} steps.")
+    kept = sorted(step for step in steps if step <= total)
+    if not kept:
+        raise ValueError(f"--snap-at: the run ends at step {total}, before the first of them.")
+    if kept[0] < first:
+        raise ValueError(f"--snap-at: step {kept[0]} is before 1 kimg ({batch} images a step); begin at step {first}.")
+    for step, later in zip(kept, kept[1:]):
+        if step * batch // 1000 == later * batch // 1000:
+            raise ValueError(
+                f"--snap-at: steps {step} and {later} are in the same kimg, which names a snapshot; take one of them."
+            )
+    return kept

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 
 import click
 
@@ -9,6 +10,8 @@ from dataset_utils import cli, subsets
 from dataset_utils.sources import NOT_CHOSEN, Source, concatenate, open_source
 from dataset_utils.transforms import fit, make_transform
 from dnnlib.cli import Float, report_errors
+
+MIX = "datasets/imagenet/imagenet_dog_2000-32x32.zip"  # what the published page makes before it mixes
 
 
 def one_class(source: Source, label: int | None, name: str, option: str) -> Source:
@@ -66,7 +69,12 @@ def _first(source: Source, count: int, option: str) -> Source:
 @click.option(
     "--class", "--class-num", "label", metavar="INT", type=click.IntRange(min=0), help="Class to take from --source."
 )
-@click.option("--mix", metavar="PATH", type=str, help="More diverse images, such as a list of sample_imagenet.py.")
+@click.option(
+    "--mix",
+    metavar="PATH",
+    type=str,
+    help=f"More diverse images, such as a list of sample_imagenet.py.  [default: {MIX}]",
+)
 @click.option("--mix-class", metavar="INT", type=click.IntRange(min=0), help="Class to take from --mix.")
 @click.option(
     "--inter-rate", metavar="FLOAT", type=Float(0, 1), default=0.0, show_default=True,
@@ -99,8 +107,12 @@ def main(
           --dest=datasets/mixture-0.5-2000.zip
     """
     transform_image = make_transform(transform, resolution)
+    if mix is None and inter_rate > 0 and os.path.exists(MIX):
+        mix = MIX
     if mix is None and (inter_rate > 0 or mix_class is not None):
-        raise click.UsageError("--inter-rate and --mix-class need --mix, the images to mix in.")
+        raise click.UsageError(
+            f"--inter-rate and --mix-class need --mix, the images to mix in; there is no {MIX} either."
+        )
     with contextlib.ExitStack() as stack:
         base = one_class(stack.enter_context(open_source(source)), label, source, "--class")
         other = mix and one_class(stack.enter_context(open_source(mix)), mix_class, mix, "--mix-class")

@@ -13,6 +13,7 @@ from dnnlib.images import ImageFiles
 from dnnlib.util import atomic_write, check_file
 
 CLASSES = ("dog", "cat", "bird")
+ROOT = "datasets/imagenet/data/ILSVRC/Data/CLS-LOC/train"  # where the published script looks
 SYNSETS = Path(__file__).with_name("imagenet_synsets.csv")
 
 
@@ -51,13 +52,35 @@ def sample_paths(folders: list[Path], count: int, seed: int) -> list[str]:
 
 
 @click.command()
-@click.option("--root", metavar="DIR", type=str, required=True, help="Holds the folders n02085620, ... of ImageNet.")
-@click.option("--class", "class_name", type=click.Choice(CLASSES), required=True, help="What is on the images.")
-@click.option("--num-samples", metavar="INT", type=click.IntRange(min=1), required=True, help="Number of images.")
-@click.option("--dest", metavar="FILE", type=str, required=True, help="Text file (.txt) to write.")
+@click.option(
+    "--root",
+    metavar="DIR",
+    type=str,
+    default=ROOT,
+    show_default=True,
+    help="Holds the folders n02085620, ... of ImageNet.",
+)
+@click.option(
+    "--class", "class_name", type=click.Choice(CLASSES), default="dog", show_default=True, help="What is on the images."
+)
+@click.option(
+    "--num-samples",
+    metavar="INT",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Number of images.",
+)
+@click.option(
+    "--dest",
+    metavar="FILE",
+    type=str,
+    default=None,
+    help="Text file (.txt) to write.  [default: datasets/imagenet/CLASS_NUM.txt]",
+)
 @cli.seed_option
 @report_errors
-def main(root: str, class_name: str, num_samples: int, dest: str, seed: int) -> None:
+def main(root: str, class_name: str, num_samples: int, dest: str | None, seed: int) -> None:
     """Choose ImageNet images of one kind, evenly from all its classes, and write their paths to a text file.
 
     123 ImageNet classes are dogs, 13 cats and 17 birds; imagenet_synsets.csv lists them. What is written, one
@@ -68,6 +91,7 @@ def main(root: str, class_name: str, num_samples: int, dest: str, seed: int) -> 
       python dataset_utils/sample_imagenet.py --root=ILSVRC/Data/CLS-LOC/train \\
           --class=dog --num-samples=2000 --dest=datasets/dog_2000.txt
     """
+    dest = dest or f"datasets/imagenet/{class_name}_{num_samples}.txt"  # as the published page names it
     if not dest.lower().endswith(".txt"):
         raise click.UsageError(f'--dest is a list of paths: "{dest}" must end in .txt.')
     check_file(dest, "--dest")

@@ -289,6 +289,20 @@ def test_intra_diversity_errors(run_cli, tmp_path, cifar, options, code, words):
     assert os.listdir(tmp_path) == []
 
 
+def test_commands_of_the_published_page(run_cli, make_zip, tmp_path, monkeypatch):
+    """They name no class, no number, no folder of ImageNet and no images to mix in."""
+    monkeypatch.chdir(tmp_path)
+    photos = {f"n02085620/{i}.png": random_images(30, 40, 3, seed=i) for i in range(10)}
+    write_folder(tmp_path / "datasets/imagenet/data/ILSVRC/Data/CLS-LOC/train", photos)
+    assert "2000 images are asked for" in run_cli(main_of("sample_imagenet"), [], code=1).stderr  # dogs, in that folder
+    run_cli(main_of("sample_imagenet"), ["--num-samples=10"])
+    args = ["--source=datasets/imagenet/dog_10.txt", "--dest=datasets/imagenet/imagenet_dog_2000-32x32.zip"]
+    run_cli(main_of("intra_diversity"), [*args, "--resolution=32x32", "--transform=center-crop"])
+    dogs = make_zip(np.zeros([10, 32, 32, 3], np.uint8), [5] * 10, tmp_path / "cifar10_dog.zip")
+    args = [f"--source={dogs}", "--dest=mixture.zip", "--max-images=10", "--inter-rate=0.8"]
+    assert "Wrote 10 images, 32x32" in run_cli(main_of("intra_diversity"), args).output
+
+
 def test_fit():
     gray, rgb = random_images(6, 10), random_images(10, 6, 3)
     np.testing.assert_array_equal(fit(gray, 6, 1), gray[:, 2:8])

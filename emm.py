@@ -543,20 +543,20 @@ def report(
     """  # noqa: D301
     path = Path(out) if out is not None else Path(folder) / "report.html"
     check_file(path, "--out")
-    study = read_runs_folder(folder)
+    found = read_runs_folder(folder)
     if by is None:
-        by = only_factor(study)
-    study = study.select(by, keep)
-    for name, reason in study.left_out.items():
+        by = only_factor(found)
+    found = found.select(by, keep)
+    for name, reason in found.left_out.items():
         click.echo(f"Left out: {name} ({reason}).", err=True)
-    for note in study.notes:
+    for note in found.notes:
         click.echo(f"Note: {note}.", err=True)
     given = {"out": out, "by": by, "title": title, "level": f"{level:g}", "seed-sd": seed_sd}
     command = ["python", "emm.py", "report", folder, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
     command += [f"--keep={path}" for path in keep]
-    write_report(study, path, by=by, level=level, seed_sd=seed_sd, title=title, command=command)
-    click.echo(f"{len(study.runs)} runs, {path.stat().st_size / 2**20:.1f} MiB\nReport: {path}")
-    click.echo(left_out_sentence(study.left_out_counts()))
+    write_report(found, path, by=by, level=level, seed_sd=seed_sd, title=title, command=command)
+    click.echo(f"{len(found.runs)} runs, {path.stat().st_size / 2**20:.1f} MiB\nReport: {path}")
+    click.echo(left_out_sentence(found.left_out_counts()))
 
 
 @main.command(context_settings=dict(max_content_width=120))

@@ -169,7 +169,7 @@ def update_record(log: str | os.PathLike, record: dict[str, Any], **results: Any
 def _put_record(log: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Write `record` in the place of the one with the same settings, or at the end."""
     jsonl = jsonl_path(log)
-    records = read_trajectory(jsonl, report=lambda _: None) if jsonl.exists() else []
+    records = read_records(jsonl, report=lambda _: None) if jsonl.exists() else []
     previous = find_record(records, record, SETTINGS)
     if previous is None:
         records.append(record)
@@ -276,7 +276,7 @@ def jsonl_path(log: str | os.PathLike) -> Path:
     return Path(log).with_suffix(".jsonl")
 
 
-def read_trajectory(path: str | os.PathLike, *, report: Callable[[str], Any] = warnings.warn) -> list[dict[str, Any]]:
+def read_records(path: str | os.PathLike, *, report: Callable[[str], Any] = warnings.warn) -> list[dict[str, Any]]:
     """Read `mem_traj.jsonl`: one record per measured snapshot, in the order of the file.
 
     A last line that is not complete (the writer was cut off) is left out, and `report` is told so.

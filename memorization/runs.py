@@ -14,7 +14,7 @@ from typing import Any
 from dnnlib.limits import parse_json
 from dnnlib.util import flatten
 from memorization.measure.quality import MEASURES
-from memorization.records import SETTINGS, images_seen, jsonl_path, read_trajectory, setting
+from memorization.records import SETTINGS, images_seen, jsonl_path, read_records, setting
 from memorization.stats.intervals import wilson_interval
 from training.precision import saved_precision
 from training.run.state import read_run_state
@@ -302,7 +302,7 @@ def read_run(path: str | os.PathLike) -> Run:
         raise ValueError(f'"{path / OPTIONS}" holds network_kwargs that are no JSON object.')
 
     jsonl = jsonl_path(path / LOG)
-    records = [r for r in read_trajectory(jsonl, report=lambda _: None) if not r.get("optimum")]
+    records = [r for r in read_records(jsonl, report=lambda _: None) if not r.get("optimum")]
     if not records:
         raise ValueError(f'"{jsonl}" holds no measurement; run mem_ratio.py on "{path}".')
     state = None
@@ -352,7 +352,7 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path
 def _other_records(path: Path) -> list[dict[str, Any]]:
     """Measurements in a folder of images or models of other programs (`mem_ratio.py --images`, `--model`)."""
     jsonl = jsonl_path(path / LOG)
-    return [r for r in read_trajectory(jsonl, report=lambda _: None) if r.get("source")] if jsonl.exists() else []
+    return [r for r in read_records(jsonl, report=lambda _: None) if r.get("source")] if jsonl.exists() else []
 
 
 def _other_run(path: Path, records: list[dict[str, Any]]) -> Run:

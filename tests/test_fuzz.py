@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from dataset_utils.sources import open_source
 from dnnlib.images import ImageFiles, decode_image, label_array
 from dnnlib.util import parse_int_list
-from memorization.records import format_int_list, read_trajectory
+from memorization.records import format_int_list, read_records
 from memorization.runs import read_run
 from training.dataset import ImageFolderDataset
 from training.networks import build_network
@@ -247,7 +247,7 @@ def test_damaged_records(tmp_path, changes):
     lines = b"".join(json.dumps({**RECORD, "kimg": i}).encode() + b"\n" for i in range(3))
     (tmp_path / "mem_traj.jsonl").write_bytes(damage(lines, changes))
     with answers():
-        assert len(read_trajectory(tmp_path / "mem_traj.jsonl", report=lambda _: None)) <= 12
+        assert len(read_records(tmp_path / "mem_traj.jsonl", report=lambda _: None)) <= 12
 
 
 @EXAMPLES

@@ -13,7 +13,7 @@ import mem_ratio as cli
 from memorization.measure.gap import GapMeter, ImageSet, gap_to_optimum, noise_levels
 from memorization.measure.meter import SnapshotMeter
 from memorization.plots import gap_curves
-from memorization.records import read_trajectory
+from memorization.records import read_records
 from training.dataset import ImageFolderDataset
 from training.networks import build_network
 from training.optim import OptimEDM
@@ -288,7 +288,7 @@ def test_command(setup, run_cli, digits, monkeypatch):
     assert Image.open(setup / "run" / "gap.png").size[0] > 800
     assert f"Loss:        {setup / 'run' / 'loss.png'}\n" in result.output
     assert Image.open(setup / "run" / "loss.png").size[0] > 1600
-    records = read_trajectory(setup / "run" / "mem_traj.jsonl")
+    records = read_records(setup / "run" / "mem_traj.jsonl")
     assert [r["kimg"] for r in records] == [200, 100]
     for record in records:
         gap, net = record["gap"], random_network(record["kimg"])
@@ -316,24 +316,24 @@ def test_command(setup, run_cli, digits, monkeypatch):
     run_cli(cli.main, run_options(setup, holdout=setup / "held-out.zip"))
     run_cli(cli.main, run_options(setup))
     run_cli(cli.main, run_options(setup, gap=None))
-    assert calls == [] and read_trajectory(setup / "run" / "mem_traj.jsonl") == records
+    assert calls == [] and read_records(setup / "run" / "mem_traj.jsonl") == records
     result = run_cli(cli.main, run_options(setup, gap=5, holdout=setup / "overlapping.zip"))
     assert calls == ["measure_gap"] * 2
     assert f'Note: 10 images of "{setup / "overlapping.zip"}" are training images.' in result.output
-    changed = read_trajectory(setup / "run" / "mem_traj.jsonl")
+    changed = read_records(setup / "run" / "mem_traj.jsonl")
     assert [r["gap"]["num"] for r in changed] == [5, 5]
     assert [{**r, "gap": None} for r in changed] == [{**r, "gap": None} for r in records]
 
     # A ratio that is measured again leaves the gap alone, unless that is asked for, too.
     run_cli(cli.main, [*run_options(setup, gap=None), "--remeasure"])
-    assert [r["gap"] for r in read_trajectory(setup / "run" / "mem_traj.jsonl")] == [r["gap"] for r in changed]
+    assert [r["gap"] for r in read_records(setup / "run" / "mem_traj.jsonl")] == [r["gap"] for r in changed]
     calls.clear()
     run_cli(cli.main, [*run_options(setup), "--remeasure"])
     assert calls == ["measure", "measure_gap"] * 2
     # Another network under the same name has no gap yet.
     save_snapshot(setup / "run" / "network-snapshot-000200.safetensors", random_network(7), 200, {})
     run_cli(cli.main, run_options(setup, gap=None))
-    assert ["gap" in r for r in read_trajectory(setup / "run" / "mem_traj.jsonl")] == [False, True]
+    assert ["gap" in r for r in read_records(setup / "run" / "mem_traj.jsonl")] == [False, True]
 
 
 def test_interrupted_between_ratio_and_gap(setup, run_cli, monkeypatch):
@@ -343,15 +343,15 @@ def test_interrupted_between_ratio_and_gap(setup, run_cli, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(SnapshotMeter, "measure_gap", stop)
         run_cli(cli.main, run_options(setup), code=1)
-    assert len(read_trajectory(setup / "run" / "mem_traj.jsonl")) == 1
+    assert len(read_records(setup / "run" / "mem_traj.jsonl")) == 1
     assert run_cli(cli.main, run_options(setup)).output.count("measured before") == 1
-    assert ["gap" in r for r in read_trajectory(setup / "run" / "mem_traj.jsonl")] == [True, True]
+    assert ["gap" in r for r in read_records(setup / "run" / "mem_traj.jsonl")] == [True, True]
 
 
 def test_class_conditional_run(setup, run_cli, digits, labels):
     change = {"expdir": setup / "cond", "holdout": setup / "held-out.zip", "seeds": "0"}
     run_cli(cli.main, run_options(setup, **change))
-    (record,) = read_trajectory(setup / "cond" / "mem_traj.jsonl")
+    (record,) = read_records(setup / "cond" / "mem_traj.jsonl")
     optimum = OptimEDM(digits[:60], labels[:60])
     expected = gap_to_optimum(
         random_network(1, label_dim=10), optimum, digits[60:90], num_noised=12, class_labels=labels[60:90]
@@ -364,7 +364,7 @@ def test_two_processes(setup, run_cli):
     run_cli(cli.main, run_options(setup, log=setup / "one" / "mem_traj.log", holdout=setup / "held-out.zip", gap=7))
     out = torchrun(2, "mem_ratio.py", *run_options(setup, holdout=setup / "held-out.zip", gap=7), "--batch=3")
     assert out.count("Gap:") == 1 and (setup / "run" / "gap.png").exists()
-    for one, two in zip(*(read_trajectory(setup / name / "mem_traj.jsonl") for name in ("one", "run"))):
+    for one, two in zip(*(read_records(setup / name / "mem_traj.jsonl") for name in ("one", "run"))):
         assert one["gap"]["sigma"] == two["gap"]["sigma"]
         for key in ("mean", "stderr", "holdout_mean", "holdout_stderr"):
             np.testing.assert_allclose(one["gap"][key], two["gap"][key], rtol=1e-4)

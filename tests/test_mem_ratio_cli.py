@@ -22,7 +22,7 @@ from memorization.measure.criteria import CRITERIA, other_distance
 from memorization.measure.groups import group_table
 from memorization.measure.knn import nearest_neighbors
 from memorization.measure.ratio import measure_network, memorized
-from memorization.records import read_trajectory
+from memorization.records import read_records
 from memorization.report.commands import measure_command
 from memorization.stats.intervals import wilson_interval
 from memorization.stats.sequential import SequentialTest, rounds
@@ -85,7 +85,7 @@ def generated(monkeypatch):
 
 
 def records_of(run):
-    return read_trajectory(Path(run) / "mem_traj.jsonl")
+    return read_records(Path(run) / "mem_traj.jsonl")
 
 
 def rows_of(run, kimg):

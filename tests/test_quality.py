@@ -14,7 +14,7 @@ import memorization.measure.ratio
 from memorization.measure.gap import ImageSet
 from memorization.measure.quality import MEASURES, Vectors, compare
 from memorization.measure.quality_meter import BEYOND, OVERLAP, QualityMeter, principal_axes
-from memorization.records import read_trajectory
+from memorization.records import read_records
 from memorization.stats.intervals import exact_interval
 from training.networks import build_network
 from training.snapshots.snapshot import save_snapshot
@@ -177,7 +177,7 @@ def quality_args(files, *more, images=("new", "copies")):
 
 def test_copies_score_as_the_training_set_does_and_new_images_as_held_out_ones(run_cli, files):
     result = run_cli(cli.main, quality_args(files, f"--quality-measures={','.join(MEASURES)}"))
-    new, copies = read_trajectory(files / "out" / "mem_traj.jsonl")
+    new, copies = read_records(files / "out" / "mem_traj.jsonl")
     for record in (new, copies):
         assert list(record["quality"]["measures"]) == list(MEASURES)
         assert record["quality"]["space"] == {
@@ -201,17 +201,17 @@ def test_copies_score_as_the_training_set_does_and_new_images_as_held_out_ones(r
 def test_a_record_holds_for_equal_settings_only(run_cli, files, parts):
     jsonl = files / "out" / "mem_traj.jsonl"
     run_cli(cli.main, quality_args(files, images=["new"]))
-    first = read_trajectory(jsonl)[0]["quality"]
+    first = read_records(jsonl)[0]["quality"]
     run_cli(cli.main, quality_args(files, "--quality-measures=recall", images=["new"]))
-    second = read_trajectory(jsonl)[0]["quality"]
+    second = read_records(jsonl)[0]["quality"]
     assert second["measures"]["frechet"] == first["measures"]["frechet"] and "recall" in second["measures"]
     run_cli(cli.main, quality_args(files, "--quality-space=pixels", "--quality-measures=recall", images=["new"]))
-    third = read_trajectory(jsonl)[0]["quality"]
+    third = read_records(jsonl)[0]["quality"]
     assert list(third["measures"]) == ["recall"] and third["space"] == {"name": "pixels", "dimensions": 64}
     np.savez(files / "held.npz", images=parts[1][:400])
     run_cli(cli.main, quality_args(files, "--quality-space=pixels", "--quality-measures=recall", images=["new"]))
-    assert read_trajectory(jsonl)[0]["quality"]["num_reference"] == 200
-    assert len(read_trajectory(jsonl)) == 1
+    assert read_records(jsonl)[0]["quality"]["num_reference"] == 200
+    assert len(read_records(jsonl)) == 1
 
 
 def test_snapshots_are_sampled_once(run_cli, files, monkeypatch, tmp_path):
@@ -236,7 +236,7 @@ def test_snapshots_are_sampled_once(run_cli, files, monkeypatch, tmp_path):
     judged = [*args, f"--quality={files}/held.npz", "--quality-measures=frechet,kernel"]
     run_cli(cli.main, judged)
     assert made == [*range(100)] * 2
-    records = read_trajectory(tmp_path / "run" / "mem_traj.jsonl")
+    records = read_records(tmp_path / "run" / "mem_traj.jsonl")
     run_cli(cli.main, judged)
     assert made == [*range(100)] * 2
     (tmp_path / "run" / "mem_traj.jsonl").unlink()
@@ -244,7 +244,7 @@ def test_snapshots_are_sampled_once(run_cli, files, monkeypatch, tmp_path):
     assert made == [*range(100)] * 2  # from knn-dist
     run_cli(cli.main, judged)
     assert made == [*range(100)] * 4
-    again = read_trajectory(tmp_path / "run" / "mem_traj.jsonl")
+    again = read_records(tmp_path / "run" / "mem_traj.jsonl")
     assert [r["quality"] for r in again] == [r["quality"] for r in records]
 
 
@@ -256,7 +256,7 @@ def test_features_are_a_space_too(run_cli, files, parts):
 
     torch.jit.save(torch.jit.script(Means()), files / "net.pt")
     run_cli(cli.main, quality_args(files, f"--features={files}/net.pt", "--quality-measures=frechet", images=["new"]))
-    entry = read_trajectory(files / "out" / "mem_traj.jsonl")[0]["quality"]
+    entry = read_records(files / "out" / "mem_traj.jsonl")[0]["quality"]
     assert entry["space"]["network"] == "net.pt" and entry["space"]["dimensions"] == 16
     x, y = (images.astype(np.float32) / 255 for images in (parts[2][:300], parts[1]))
     x, y = (a.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(len(a), 16) for a in (x, y))

@@ -16,7 +16,7 @@ import mem_ratio as cli
 from memorization.measure.knn import nearest_neighbors
 from memorization.measure.meter import SnapshotMeter
 from memorization.measure.ratio import measure_network, memorization_ratio, memorized
-from memorization.records import format_int_list, make_record, read_trajectory, write_measurement
+from memorization.records import format_int_list, make_record, read_records, write_measurement
 from memorization.stats.intervals import wilson_interval
 from training.dataset import ImageFolderDataset
 from training.generation import generate_images
@@ -195,17 +195,17 @@ def test_format_int_list(values, text):
 def test_half_written_last_line(tmp_path):
     path, told = tmp_path / "mem_traj.jsonl", []
     path.write_text('{"kimg": 200}\n\n{"kimg": 100}\n{"kimg": 5')
-    assert read_trajectory(path, report=told.append) == [{"kimg": 200}, {"kimg": 100}]
+    assert read_records(path, report=told.append) == [{"kimg": 200}, {"kimg": 100}]
     assert len(told) == 1 and "incomplete" in told[0] and str(path) in told[0]
     with pytest.warns(UserWarning, match="incomplete"):
-        read_trajectory(path)
+        read_records(path)
     path.write_text('{"kimg": 200}\n{"kimg"\n{"kimg": 100}\n')
     with pytest.raises(ValueError, match="Line 2 of"):
-        read_trajectory(path)
+        read_records(path)
     path.write_text('{"kimg": 200}\n[1]\n')
-    assert read_trajectory(path, report=told.append) == [{"kimg": 200}]
+    assert read_records(path, report=told.append) == [{"kimg": 200}]
     with pytest.raises(OSError):
-        read_trajectory(tmp_path / "missing")
+        read_records(tmp_path / "missing")
 
 
 def test_records_are_replaced_not_repeated(tmp_path, digits_100):
@@ -215,7 +215,7 @@ def test_records_are_replaced_not_repeated(tmp_path, digits_100):
     log = tmp_path / "new" / "mem_traj.log"
     for change in ({}, {"seeds": "2-3"}, {"snapshot_sha256": "3"}):
         write_measurement(log, result, "s", "network-snapshot-000100", make_record(result, 100, {**settings, **change}))
-    records = read_trajectory(log.with_suffix(".jsonl"))
+    records = read_records(log.with_suffix(".jsonl"))
     assert [(r["seeds"], r["snapshot_sha256"]) for r in records] == [("0-1", "3"), ("2-3", "1")]
     assert len(log.read_text().splitlines()) == 6
 
@@ -244,7 +244,7 @@ def test_command(make_run, small_zip, digits_100, tmp_path, run_cli):
     assert [Path(e["images"]) for e in entries] == [images / f"network-snapshot-000{k}" for k in (200, 100)]
 
     # The records, the distances, the PNGs: one measurement.
-    records = read_trajectory(run / "mem_traj.jsonl")
+    records = read_records(run / "mem_traj.jsonl")
     assert [r["kimg"] for r in records] == [200, 100]
     for record, entry in zip(records, entries):
         data = np.load(run / "knn-dist" / f"network-snapshot-{record['kimg']:06d}.npz")
@@ -270,11 +270,11 @@ def test_command(make_run, small_zip, digits_100, tmp_path, run_cli):
     assert again.output.count("measured before") == 2
     assert (run / "mem_traj.log").read_text() == log
     run_cli(cli.main, [*arguments, "--remeasure"])
-    strip = [{**r, "time": None} for r in read_trajectory(run / "mem_traj.jsonl")]
+    strip = [{**r, "time": None} for r in read_records(run / "mem_traj.jsonl")]
     assert strip == [{**r, "time": None} for r in records]
     assert (run / "mem_traj.log").read_text().count("\n") == 8
     assert "measured before" not in run_cli(cli.main, [*arguments, "--seeds=0-1"]).output
-    assert len(read_trajectory(run / "mem_traj.jsonl")) == 4
+    assert len(read_records(run / "mem_traj.jsonl")) == 4
 
 
 def test_interrupted_command_goes_on(make_run, small_zip, run_cli, monkeypatch):
@@ -295,7 +295,7 @@ def test_interrupted_command_goes_on(make_run, small_zip, run_cli, monkeypatch):
     result = run_cli(cli.main, arguments)
     assert measured == ["network-snapshot-000200", "network-snapshot-000100", "network-snapshot-000100"]
     assert "incomplete" in result.output
-    assert [r["kimg"] for r in read_trajectory(run / "mem_traj.jsonl")] == [200, 100]
+    assert [r["kimg"] for r in read_records(run / "mem_traj.jsonl")] == [200, 100]
     # A snapshot whose content has changed is measured again.
     save_snapshot(run / "network-snapshot-000200.safetensors", random_network(7), 200, {})
     assert run_cli(cli.main, arguments).output.count("measured before") == 1
@@ -307,7 +307,7 @@ def test_snapshots_go_by_number(make_run, small_zip, run_cli):
     run = make_run([300], label_dim=4)
     log = run / "elsewhere" / "class2.log"
     run_cli(cli.main, [f"--expdir={run}", f"--knn-ref={small_zip}", "--seeds=3", "--class=2", f"--log={log}", *FAST])
-    (record,) = read_trajectory(log.with_suffix(".jsonl"))
+    (record,) = read_records(log.with_suffix(".jsonl"))
     assert (record["kimg"], record["class"]) == (300, 2)
     assert (log.parent / "knn-dist" / "network-snapshot-000300.npz").exists()
     assert not (run / "mem_traj.log").exists()
@@ -324,7 +324,7 @@ def test_two_processes(make_run, small_zip, seeds, run_cli):
     one, two = (np.load(folder / "knn-dist" / "network-snapshot-000100.npz") for folder in (run / "one", run))
     for key in one:
         np.testing.assert_array_equal(one[key], two[key])
-    (record,) = read_trajectory(run / "mem_traj.jsonl")
+    (record,) = read_records(run / "mem_traj.jsonl")
     assert record["num_samples"] == len(one["seeds"])
 
 
@@ -395,7 +395,7 @@ def measure_optimum(run_cli, folder, network, *options):
     """Run the command; return the last record and the distances."""
     command = [f"--network={network}", f"--log={folder / 'mem_traj.log'}", "--device=cpu", *options]
     result = run_cli(cli.main, command)
-    record = read_trajectory(folder / "mem_traj.jsonl")[-1]
+    record = read_records(folder / "mem_traj.jsonl")[-1]
     return record, np.load(folder / "knn-dist" / f"optimum-{Path(network).stem}.npz"), result.output
 
 
@@ -407,7 +407,7 @@ def test_optimum_of_its_own_data(digits_zip, run_cli, tmp_path):
     assert "optimum  R_mem 100.00 %" in output and len(LINES.findall((tmp_path / "mem_traj.log").read_text())) == 1
     assert max(record["gap"]["mean"]) < 1e-8 and (tmp_path / "gap.png").exists()
     *_, output = measure_optimum(run_cli, tmp_path, digits_zip, "--seeds=0-31", "--gap=8")
-    assert "measured before" in output and len(read_trajectory(tmp_path / "mem_traj.jsonl")) == 1
+    assert "measured before" in output and len(read_records(tmp_path / "mem_traj.jsonl")) == 1
 
 
 def test_optimum_of_data_with_exact_duplicates(digits_100, make_zip, run_cli, tmp_path):
@@ -435,7 +435,7 @@ def test_class_conditional_optimum(digits_zip, run_cli, tmp_path, kind):
     record, found, _ = measure_optimum(run_cli, tmp_path, network, "--seeds=0-7", "--class=3")
     assert record["optimum"] == "class-conditional" and record["class"] == 3
     assert (data.labels()[found["knn_index"][:, 0]] == 3).all()
-    assert len(read_trajectory(tmp_path / "mem_traj.jsonl")) == 3  # three measurements, not one thrice
+    assert len(read_records(tmp_path / "mem_traj.jsonl")) == 3  # three measurements, not one thrice
 
 
 @pytest.mark.parametrize(

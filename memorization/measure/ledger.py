@@ -13,8 +13,8 @@ from memorization.records import (
     find_record,
     jsonl_path,
     make_settings,
+    read_records,
     read_rows,
-    read_trajectory,
     remove_partial,
     rows_path,
     update_record,
@@ -69,7 +69,7 @@ class Ledger:
 
         def find() -> dict[str, Any] | None:
             jsonl = jsonl_path(self.log)
-            return find_record(read_trajectory(jsonl, report=self.warn), settings) if jsonl.exists() else None
+            return find_record(read_records(jsonl, report=self.warn), settings) if jsonl.exists() else None
 
         return dist.on_rank0(find)
 

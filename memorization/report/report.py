@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
 
 def write_report(
-    study: RunsFolder,  # of `memorization.report.folder.read_runs_folder`, with at least one run
+    folder: RunsFolder,  # of `memorization.report.folder.read_runs_folder`, with at least one run
     out: str | os.PathLike,  # the page
     *,
     by: str | None = None,  # option that gives each of its values a curve, as of `curve_lines`
@@ -58,11 +58,11 @@ def write_report(
     ValueError
         If nothing is measured, `by` is no option of the runs, or the level is out of range.
     """
-    if not study.runs:
-        raise ValueError(f'No measured run in "{study.root}"; train with train.py and measure with mem_ratio.py.')
-    lines, notes = curve_lines(study.runs.values(), by, level=level, seed_sd=seed_sd)
-    notes += [*line_notes(lines, by), *study.notes]
-    name = study.root.absolute().name
+    if not folder.runs:
+        raise ValueError(f'No measured run in "{folder.root}"; train with train.py and measure with mem_ratio.py.')
+    lines, notes = curve_lines(folder.runs.values(), by, level=level, seed_sd=seed_sd)
+    notes += [*line_notes(lines, by), *folder.notes]
+    name = folder.root.absolute().name
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -74,20 +74,20 @@ def write_report(
         "base-uri 'none'; form-action 'none'",
         style=STYLE,
         script=SCRIPT,
-        headline=_headline(study, lines, by),
-        curves=_curves(study, lines, by, notes),
-        plans=_plans(study),
-        runs=_runs(study),
-        left_out=[(_code(name), reason) for name, reason in study.left_out.items()],
-        others_left_out=any(study.left_out_counts().values()),
-        left_out_sentence=left_out_sentence(study.left_out_counts()),
-        training=_training(study, level),
-        pictures=_pictures(study),
-        options=_options(study),
-        versions=_versions(study),
-        root=study.root,
+        headline=_headline(folder, lines, by),
+        curves=_curves(folder, lines, by, notes),
+        plans=_plans(folder),
+        runs=_runs(folder),
+        left_out=[(_code(name), reason) for name, reason in folder.left_out.items()],
+        others_left_out=any(folder.left_out_counts().values()),
+        left_out_sentence=left_out_sentence(folder.left_out_counts()),
+        training=_training(folder, level),
+        pictures=_pictures(folder),
+        options=_options(folder),
+        versions=_versions(folder),
+        root=folder.root,
         command=command_text(command),
-        commands=_commands(study, f"{name}-again"),
+        commands=_commands(folder, f"{name}-again"),
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     )
     with atomic_write(out, "w") as file:
@@ -110,8 +110,8 @@ def _image(data: bytes, mime: str, alt: str) -> dict[str, str]:
 # What came out.
 
 
-def _headline(study: RunsFolder, lines: Sequence[Line], by: str | None) -> dict[str, Any]:
-    runs = study.runs.values()
+def _headline(folder: RunsFolder, lines: Sequence[Line], by: str | None) -> dict[str, Any]:
+    runs = folder.runs.values()
     sizes = sorted({run.size for run in runs})
     images = sum(s.num_samples for run in runs for s in run.snapshots)
     kinds = sorted({f"{run.options.get('arch', '?')} with {run.options.get('precond', '?')}" for run in runs})
@@ -131,8 +131,8 @@ def _headline(study: RunsFolder, lines: Sequence[Line], by: str | None) -> dict[
     return {"what": what + ".", "facts": facts}
 
 
-def _curves(study: RunsFolder, lines: Sequence[Line], by: str | None, notes: Sequence[str]) -> dict[str, Any]:
-    points = list(study.runs.values())
+def _curves(folder: RunsFolder, lines: Sequence[Line], by: str | None, notes: Sequence[str]) -> dict[str, Any]:
+    points = list(folder.runs.values())
     level = lines[0].emm.level
     values = ", ".join(f"{line.name or 'all runs'}: {line.emm} {line.emm_interval}" for line in lines)
     figures = [
@@ -186,17 +186,17 @@ def _curves(study: RunsFolder, lines: Sequence[Line], by: str | None, notes: Seq
 
 def _drawn(draw: Callable[..., None], what: Sequence[Any], alt: str, **how: Any) -> dict[str, str]:
     """What a function of `memorization.curve.figures` draws, as part of the page."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figure.svg"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "figure.svg"
         draw(what, path, **how)
         return _image(path.read_bytes(), "image/svg+xml", alt)
 
 
-def only_factor(study: RunsFolder) -> str | None:
+def only_factor(folder: RunsFolder) -> str | None:
     """The option in which the runs differ beside |D| and seed, or the dataset, if it is one; else None."""
-    if not study.runs:
+    if not folder.runs:
         return None
-    runs = study.select(keep=["all"]).runs.values()  # a run and what it continues are one
+    runs = folder.select(keep=["all"]).runs.values()  # a run and what it continues are one
     names = differing_options(list(runs)) + (["dataset"] if on_other_images(list(runs)) else [])
     return names[0] if len(names) == 1 and names != ["sampler"] else None
 
@@ -205,8 +205,8 @@ def only_factor(study: RunsFolder) -> str | None:
 # How it came about.
 
 
-def _plans(study: RunsFolder) -> dict[str, Any]:
-    plans, left_out = find_plans(study.root, [run.path for run in study.runs.values()])
+def _plans(folder: RunsFolder) -> dict[str, Any]:
+    plans, left_out = find_plans(folder.root, [run.path for run in folder.runs.values()])
     return {"plans": [_plan(name, plan) for name, plan in plans.items()], "left_out": left_out}
 
 
@@ -295,13 +295,13 @@ def _found(result: Any) -> str:
         return _show(result)
 
 
-def _runs(study: RunsFolder) -> tuple[list[str], list[list[object]], set[int]]:
-    commands = [run.command for run in study.runs.values()]
+def _runs(folder: RunsFolder) -> tuple[list[str], list[list[object]], set[int]]:
+    commands = [run.command for run in folder.runs.values()]
     factors = {key: values for key, values in differing(commands).items() if key not in NO_FACTOR}
     factors = dict(list(factors.items())[:4])  # the others are in the table of options
     head = ["run", "|D|", "R_mem %", "95 % interval", "images", "at epoch", "epochs", "seed", "trained", "on", *factors]
     rows = []
-    for i, (name, run) in enumerate(study.runs.items()):
+    for i, (name, run) in enumerate(folder.runs.items()):
         best = run.nimg / run.size
         state = run.state and run.state["state"]
         processes = run.options.get("num_processes", 1)
@@ -328,9 +328,9 @@ def _runs(study: RunsFolder) -> tuple[list[str], list[list[object]], set[int]]:
 # Over training.
 
 
-def _training(study: RunsFolder, level: float) -> dict[str, Any]:
-    drawn = list(study.runs.items())[:CHARTS]
-    note = f" The first {CHARTS} of {len(study.runs)} runs are drawn." if len(drawn) < len(study.runs) else ""
+def _training(folder: RunsFolder, level: float) -> dict[str, Any]:
+    drawn = list(folder.runs.items())[:CHARTS]
+    note = f" The first {CHARTS} of {len(folder.runs)} runs are drawn." if len(drawn) < len(folder.runs) else ""
     return {"note": note, "charts": [_chart(name, run, level) for name, run in drawn]}
 
 
@@ -406,8 +406,8 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(points))
 
 
-def _pictures(study: RunsFolder) -> dict[str, Any]:
-    pictures, left_out = find_pictures(study.root, [run.path for run in study.runs.values()])
+def _pictures(folder: RunsFolder) -> dict[str, Any]:
+    pictures, left_out = find_pictures(folder.root, [run.path for run in folder.runs.values()])
     return {
         "pictures": [(name, _image(data, "image/png", f"Picture {name}")) for name, data in pictures.items()],
         "left_out": [(_code(name), reason) for name, reason in left_out.items()],
@@ -418,18 +418,18 @@ def _pictures(study: RunsFolder) -> dict[str, Any]:
 # With what.
 
 
-def _options(study: RunsFolder) -> dict[str, Any]:
-    options = [run.command for run in study.runs.values()]
+def _options(folder: RunsFolder) -> dict[str, Any]:
+    options = [run.command for run in folder.runs.values()]
     differ = differing(options)
-    rows = [[_code(name), *(_show(values[i]) for values in differ.values())] for i, name in enumerate(study.runs)]
+    rows = [[_code(name), *(_show(values[i]) for values in differ.values())] for i, name in enumerate(folder.runs)]
     same = [(_code(key), _code(_show(value))) for key, value in common(options).items()]
     return {"number": len(options), "differ": (["run", *differ], rows), "same": same}
 
 
-def _versions(study: RunsFolder) -> dict[str, Any]:
+def _versions(folder: RunsFolder) -> dict[str, Any]:
     here = versions()
     groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    for name, run in study.runs.items():
+    for name, run in folder.runs.items():
         recorded = run.options.get("versions")
         recorded = recorded if isinstance(recorded, dict) else {}
         groups.setdefault(json.dumps(recorded, sort_keys=True), (recorded, []))[1].append(name)
@@ -440,10 +440,10 @@ def _versions(study: RunsFolder) -> dict[str, Any]:
     return {"table": (["", "this page", *(head for _, head in columns)], rows), "unknown": unknown}
 
 
-def _commands(study: RunsFolder, again: str) -> list[tuple[str, list[str], list[str]]]:
+def _commands(folder: RunsFolder, again: str) -> list[tuple[str, list[str], list[str]]]:
     """Of each run its name, notes, and the commands that repeat it below the new folder `again`."""
     parts = []
-    for name, run in study.runs.items():
+    for name, run in folder.runs.items():
         target = Path(again) / name
         lines, notes = [], []
         try:

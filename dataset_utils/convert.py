@@ -111,8 +111,7 @@ def is_made_from(dest: str | os.PathLike, source: Source, transform: Transform, 
             made = (files.metadata() or {}).get("conversion")
     except (OSError, ValueError):
         return False
-    settings = transform.settings()
-    if not isinstance(made, dict) or any(made.get(name, ...) != value for name, value in settings.items()):
+    if not isinstance(made, dict) or not transform.has_made(made):
         return False
     return made.get("source_sha256") == source_sha256(source, workers)
 

@@ -9,6 +9,7 @@ import PIL.Image
 MODES = ("center-crop", "center-crop-wide")
 
 _MAX_SIZE = 1 << 14  # pixels
+_IF_GIVEN = ("crops", "grayscale")  # settings that are recorded only where they are not the default
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Transform:
         more = {} if self.crops is None else {"crops": self.crops}
         more |= {"grayscale": True} if self.grayscale else {}
         return {"transform": self.mode, "resolution": size, **more}
+
+    def has_made(self, record: dict[str, object]) -> bool:
+        """True if a dataset with this record of its settings was made by this transform."""
+        names = {"transform", "resolution", *_IF_GIVEN}
+        return {k: v for k, v in record.items() if k in names} == self.settings()
 
 
 def make_transform(mode: str | None = None, resolution: tuple[int, int] | None = None) -> Transform:

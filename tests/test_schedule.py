@@ -125,3 +125,13 @@ def test_gray_datasets(tmp_path, run_cli):
     gray, after = read("gray.zip")
     assert gray.shape == (8, 8) and "grayscale" not in json.dumps(before) and "grayscale" in json.dumps(after)
     assert np.abs(gray - rgb @ [0.299, 0.587, 0.114]).max() <= 1
+
+
+def test_reuse_takes_no_gray_dataset_for_one_in_colour(tmp_path, run_cli):
+    (tmp_path / "rgb").mkdir()
+    pixels = np.random.RandomState(0).randint(0, 256, (8, 8, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "rgb/0.png")
+    make = [f"--source={tmp_path}/rgb", f"--dest={tmp_path}/set.zip", "--reuse"]
+    assert "1 channel," in run_cli(dataset_tool.main, [*make, "--grayscale"]).output
+    assert "Nothing is written" in run_cli(dataset_tool.main, [*make, "--grayscale"]).output
+    assert "3 channels" in run_cli(dataset_tool.main, make).output

@@ -135,3 +135,10 @@ def test_reuse_takes_no_gray_dataset_for_one_in_colour(tmp_path, run_cli):
     assert "1 channel," in run_cli(dataset_tool.main, [*make, "--grayscale"]).output
     assert "Nothing is written" in run_cli(dataset_tool.main, [*make, "--grayscale"]).output
     assert "3 channels" in run_cli(dataset_tool.main, make).output
+
+
+def test_the_snapshot_at_the_end_overwrites_no_listed_one():
+    with pytest.raises(ValueError, match="steps 40 and 60 are in the same kimg"):
+        snapshot_steps("40", 60, 32)
+    assert snapshot_steps("40", 63, 32) == [40]
+    assert snapshot_steps("log:3", 40, 32) == [40]  # 32, 36 and 40 are all in kimg 1

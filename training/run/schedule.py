@@ -32,7 +32,7 @@ def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
         if first > total:
             raise ValueError("--snap-at: the run ends before 1 kimg.")
         spaced = np.unique(np.geomspace(first, total, number).round().astype(int)).tolist()
-        return list({step * batch // 1000: step for step in reversed(spaced)}.values())[::-1]
+        return list({step * batch // 1000: step for step in spaced}.values())  # the last of a kimg: the end stays
     steps: set[int] = set()
     for part in text.split(","):
         if match := _RANGE.fullmatch(part.strip()):
@@ -53,7 +53,8 @@ def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
         raise ValueError(f"--snap-at: the run ends at step {total}, before the first of them.")
     if kept[0] < first:
         raise ValueError(f"--snap-at: step {kept[0]} is before 1 kimg ({batch} images a step); begin at step {first}.")
-    for step, later in zip(kept, kept[1:]):
+    ends = [*kept, total] if kept[-1] < total else kept  # at the end there is a snapshot anyway
+    for step, later in zip(ends, ends[1:]):
         if step * batch // 1000 == later * batch // 1000:
             raise ValueError(
                 f"--snap-at: steps {step} and {later} are in the same kimg, which names a snapshot; take one of them."

@@ -467,6 +467,8 @@ def quality_meter(opts: EasyDict, originals: np.ndarray, device: torch.device) -
 def network_arguments(opts: EasyDict) -> dict:
     """Arguments of `build_network` for --arch and --precond, but for those that the dataset decides."""
     network = dict(class_name=dict(vp="VPPrecond", ve="VEPrecond", edm="EDMPrecond")[opts.precond])
+    if opts.vp_steps is not None:
+        network.update(steps=opts.vp_steps)
     if opts.arch == "adm":
         if opts.skip_connections is not None:
             raise click.ClickException("--skip-connections belongs to --arch=ddpmpp and ncsnpp, not to adm.")

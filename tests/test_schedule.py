@@ -142,3 +142,32 @@ def test_the_snapshot_at_the_end_overwrites_no_listed_one():
         snapshot_steps("40", 60, 32)
     assert snapshot_steps("40", 63, 32) == [40]
     assert snapshot_steps("log:3", 40, 32) == [40]  # 32, 36 and 40 are all in kimg 1
+
+
+def test_vp_in_steps_is_sampled_at_the_levels_of_training():
+    """The levels are those of DDPM (Ho et al. 2020: beta from 1e-4 to 0.02) within 5 %, and the sampler keeps to them."""
+    from training.networks import build_network
+    from training.samplers import edm_sampler
+
+    tiny = dict(model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[], embedding_type="positional")
+    net = build_network("VPPrecond", img_resolution=8, img_channels=1, steps=1000, **tiny)
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    ddpm = torch.from_numpy(((1 - alpha_bar) / alpha_bar) ** 0.5)
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    levels = (torch.exp(9.95 * t**2 + 0.1 * t) - 1).sqrt()
+    assert ((levels / ddpm - 1).abs() < 0.05).all()
+    torch.testing.assert_close(net.round_sigma(levels), levels)
+    torch.testing.assert_close(net.round_sigma(torch.tensor([0.0, 1e-3, 500.0])), levels[[0, 0, -1]].float())
+    assert net.sigma_min == pytest.approx(levels[0].item(), rel=1e-3)
+
+    asked = []
+
+    def watched(x, sigma, class_labels=None):
+        asked.append(sigma)
+        return torch.zeros_like(x)
+
+    for name in ("sigma_min", "sigma_max", "round_sigma"):
+        setattr(watched, name, getattr(net, name))
+    edm_sampler(watched, torch.zeros(1, 1, 8, 8))
+    distance = (torch.stack(asked)[:, None] / levels - 1).abs().min(dim=1).values
+    assert len(asked) == 35 and distance.max() < 1e-9

@@ -677,7 +677,7 @@ class _Precond(torch.nn.Module):
         return c_skip * x + c_out * F_x[:, : self.img_channels].to(torch.float32)
 
     def round_sigma(self, sigma: float | Tensor) -> Tensor:
-        """The nearest noise level that the network was trained for (any, but for iDDPM)."""
+        """The nearest noise level that the network was trained for (any, but for iDDPM and VP in steps)."""
         return torch.as_tensor(sigma)
 
 
@@ -691,17 +691,28 @@ class VPPrecond(_Precond):
         beta_min: float = 0.1,
         M: int = 1000,
         epsilon_t: float = 1e-5,
+        steps: int | None = None,  # noise levels sigma(1 / steps), ..., sigma(1); None = all down to epsilon_t
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.beta_d, self.beta_min, self.M, self.epsilon_t = beta_d, beta_min, M, epsilon_t
+        self.beta_d, self.beta_min, self.M, self.epsilon_t, self.steps = beta_d, beta_min, M, epsilon_t, steps
         # In float32, as published: there sigma(epsilon_t) = 2^-10 and not 0.001.
-        self.sigma_min = float(vp_sigma(torch.tensor(epsilon_t, device="cpu"), beta_d, beta_min))
+        first = epsilon_t if steps is None else 1 / steps
+        self.sigma_min = float(vp_sigma(torch.tensor(first, device="cpu"), beta_d, beta_min))
         self.sigma_max = float(vp_sigma(torch.tensor(1.0, device="cpu"), beta_d, beta_min))
 
     def coefficients(self, sigma: Tensor) -> tuple[Any, Tensor, Any, Tensor]:
         t = vp_sigma_inv(sigma, self.beta_d, self.beta_min)
         return 1, -sigma, 1 / (sigma**2 + 1).sqrt(), (self.M - 1) * t
+
+    def round_sigma(self, sigma: float | Tensor) -> Tensor:
+        """With `steps` the level of the nearest time k / steps, k = 1, ..., steps, and else `sigma`."""
+        sigma = torch.as_tensor(sigma)
+        if self.steps is None:
+            return sigma
+        t = vp_sigma_inv(sigma.to(torch.float64), self.beta_d, self.beta_min)
+        k = (t * self.steps).round().clip(1, self.steps)
+        return vp_sigma(k / self.steps, self.beta_d, self.beta_min).to(sigma.dtype)
 
 
 class VEPrecond(_Precond):

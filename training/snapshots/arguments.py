@@ -57,6 +57,7 @@ CHECKS: dict[str, _Check] = dict(
     beta_min=_number(0, 1e3),
     epsilon_t=_number(0, 1),
     M=_whole(1, 10_000),
+    steps=_whole(1, 1 << 24),
     C_1=_number(0, 1),
     C_2=_number(0, 1),
     sigma_min=_POSITIVE,

@@ -24,7 +24,7 @@ def test_snapshot_steps():
     assert snapshot_steps("9, 5,7", 8, 1000) == [5, 7]
     spaced = snapshot_steps("log:5", 10_000, 1000)
     assert spaced == [1, 10, 100, 1000, 10_000]
-    assert snapshot_steps("log:50", 100, 16) == [63]  # all in kimg 1
+    assert snapshot_steps("log:50", 100, 16) == [100]  # 63 to 100 are in kimg 1, whose file is written at the end
     kimg = [step * 16 // 1000 for step in snapshot_steps("log:50", 1000, 16)]
     assert kimg[0] == 1 and kimg[-1] == 16 and len(set(kimg)) == len(kimg)
 
@@ -145,7 +145,7 @@ def test_the_snapshot_at_the_end_overwrites_no_listed_one():
 
 
 def test_vp_in_steps_is_sampled_at_the_levels_of_training():
-    """The levels are those of DDPM (Ho et al. 2020: beta from 1e-4 to 0.02) within 5 %, and the sampler keeps to them."""
+    """Levels as of DDPM (Ho et al. 2020: beta from 1e-4 to 0.02) within 5 %; the sampler keeps to them."""
     from training.networks import build_network
     from training.samplers import edm_sampler
 

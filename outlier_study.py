@@ -175,7 +175,8 @@ def _draw_table(curves: Curves, figure: Path, title: str | None) -> None:
     save_figure(memorization_figure(curves, title), figure)
     for group, timing in timings(curves).items():
         expected = "later" if group == "outlier" else "earlier"
-        said = _said(dataclasses.asdict(timing), group, expected, curves.repeats, "repeats")
+        by_count = group == "outlier" and not curves.in_shares
+        said = _said(dataclasses.asdict(timing), group, expected, curves.repeats, "repeats", by_count)
         click.echo(f"{group.capitalize()}s {expected}? {said}")
     click.echo(f"Figure: {figure}")
 
@@ -240,7 +241,8 @@ def _verdicts(summary: dict[str, Any]) -> list[str]:
     lines = []
     for group, expected in (("outlier", "later"), ("duplicate", "earlier")):
         timing, by = summary["timing"][group], summary["outliers_by"] if group == "outlier" else "share"
-        said, answer = _said(timing, group, expected, summary["repeats"], "repeats"), timing["answer"]
+        said = _said(timing, group, expected, summary["repeats"], "repeats", by == "count")
+        answer = timing["answer"]
         if by == "count" and answer != "none":
             said += " By counts: without held-out outliers (--test-outliers) that is when points are generated there."
         lines.append(f"{group.capitalize()}s {expected}? {said}")
@@ -249,13 +251,14 @@ def _verdicts(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _said(timing: dict[str, Any], group: str, expected: str, count: int, units: str) -> str:
+def _said(timing: dict[str, Any], group: str, expected: str, count: int, units: str, by_count: bool = False) -> str:
     """The answer for one group; `count` is the number of units of the test."""
     answer = timing["answer"]
     if timing["p_later"] is None:
+        risen = "memorized points near inliers are more by the end" if by_count else "inliers are memorized by the end"
         reason = {
             "none": "there are none",
-            "not risen": f"inliers are memorized by the end, {group}s not clearly; that is neither late nor early",
+            "not risen": f"{risen}, {group}s not clearly; that is neither late nor early",
             "reference not risen": "not even inliers are memorized beyond chance; more epochs may do it",
         }
         return f"Cannot be told: {reason[answer]}."

@@ -11,7 +11,7 @@ for size in $SIZES; do
     dataset "digits-$size.zip" dataset_tool.py --source=digits --max-images="$size"
     study digits "$size" "$DATASETS/digits-$size.zip"
 done
-finish folder
+finish ""
 middle=$(printf '%s\n' $SIZES | sort -n | awk '{ size[NR] = $1 } END { print size[int(NR / 2) + 1] }')
 echo "Grid:   $OUT/grid-digits-$middle-seed${SEEDS%% *}.png (and one for each other run)"
 echo "To go on by hand: source .venv/bin/activate"

@@ -109,7 +109,7 @@ watch_runs() {
     done
 }
 
-# finish KEY: work through the queue, the largest sets first, then draw the curve with a line per KEY.
+# finish KEY: work through the queue, the largest sets first, then draw the curve with a line per KEY, or one for all.
 finish() {
     local images
     images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
@@ -132,7 +132,7 @@ finish() {
         trap - EXIT
         kill $! && printf '\r\033[K' >&2
     fi
-    "$PYTHON" emm.py curve "$OUT/runs" --by="$1" --out="$OUT/$FACTOR.png" --title="${TITLE:-$FACTOR}"
+    "$PYTHON" emm.py curve "$OUT/runs" ${1:+--by="$1"} --out="$OUT/$FACTOR.png" --title="${TITLE:-$FACTOR}"
 }
 
 # skip_network: the options of NETWORK, in the experiments on skip connections.

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from tqdm import tqdm
 
 from dnnlib import EasyDict
@@ -20,6 +21,7 @@ from memorization.curve.agreement import AGREEMENT_COLUMNS, agreement_record, co
 from memorization.curve.compare import compare_runs, comparison_record, write_distances
 from memorization.curve.figures import agreement_figure, curve_figure, timescales_figure, trajectory_figure
 from memorization.curve.files import (
+    read_curve_csv,
     write_csv,
     write_curve_csv,
     write_curve_json,
@@ -64,6 +66,7 @@ from torch_utils import distributed
 from training.options import batch_option, device_option, sampler_options, seeds_option
 
 _runs_argument = click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
+_some_runs_argument = click.argument("runs", metavar="RUN_OR_FOLDER...", nargs=-1)
 _by_option = click.option(
     "--by", help="One line per value of this key of the options, or of the dataset  [default: one line]", metavar="KEY"
 )
@@ -106,8 +109,9 @@ def main() -> None:
 
 
 @main.command()
-@_runs_argument
+@_some_runs_argument
 @_by_option
+@click.option("--from-csv", help="Draw the CSV of a curve again, without runs", metavar="FILE")
 @click.option(
     "--out", help="Figure; CSV and JSON lie beside it", metavar="FILE", default="curve.png", show_default=True
 )
@@ -127,6 +131,7 @@ def main() -> None:
 def curve(
     runs: tuple[str, ...],
     by: str | None,
+    from_csv: str | None,
     out: str,
     level: float,
     seed_sd: float | None,
@@ -157,8 +162,24 @@ def curve(
     \b
     # A line for each width of the network
     python emm.py curve training-runs --by=num_channels --out=figures/width.png
+
+    \b
+    # That figure again from its table, with the same --by and --title; no runs are needed
+    python emm.py curve --from-csv=figures/width.csv --by=num_channels --out=again.png
     """  # noqa: D301
     check_format(out)
+    if bool(runs) == (from_csv is not None):
+        raise click.UsageError("Give either runs, or the table of a curve by --from-csv.")
+    if from_csv is not None:
+        given = click.get_current_context().get_parameter_source
+        if any(given(name) is not ParameterSource.DEFAULT for name in ("level", "seed_sd", "interpolation", "keep")):
+            raise click.UsageError("--from-csv draws a table as it is: only --by, --title and --out go with it.")
+        if len(lines := read_curve_csv(from_csv)) > 1 and by is None:
+            raise click.UsageError(f'"{from_csv}" has {len(lines)} lines; say --by, the factor that they are of.')
+        print_curves(lines, by)
+        curve_figure(lines, out, by=by, title=title)
+        click.echo(f"Figure: {out}")
+        return
     table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
     for path in (table, record):
         check_file(path)

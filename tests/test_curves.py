@@ -437,6 +437,50 @@ def test_curve_command_by(tmp_path, run_cli):
         ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("curves", "by", "seeds"),
+    [
+        ({8: [0.95, 0.3], 16: [1.0, 0.8]}, "num_channels", (1, 2)),
+        ({8: [0.95, 0.3], 16: [1.0, 0.8], 32: [1, 0.99], 64: [0.5, 0.2]}, "num_channels", (1,)),  # a scale of colours
+        ({8: [0.95, 0.3], 16: [1.0, 0.8], 32: [1, 0.99], 64: [0.5, 0.2]}, "folder", (1,)),  # separate colours
+        ({8: [0.95, 0.3]}, None, (1, 2)),
+    ],
+)
+def test_figure_again_from_its_table(tmp_path, run_cli, curves, by, seeds):
+    runs = study(tmp_path / "runs", curves, seeds=seeds)
+    if by == "folder":
+        for width in curves:  # names that look like numbers are text
+            (runs / f"w{width}").rename(runs / str(width))
+    first, again = tmp_path / "a.png", tmp_path / "b.png"
+    options = ["--title=Again", *([f"--by={by}"] if by else [])]
+    text = run_cli(cli.main, ["curve", runs, f"--out={first}", *options]).output
+    result = run_cli(cli.main, ["curve", f"--from-csv={tmp_path / 'a.csv'}", f"--out={again}", *options])
+    rows = [line.split("  (sd between")[0] for line in text.splitlines() if "|D|" in line or "[" in line]
+    assert [line for line in result.output.splitlines() if "|D|" in line or "[" in line] == [
+        row for row in rows if not row.startswith("Note")
+    ]
+    assert again.read_bytes() == first.read_bytes()
+    assert not again.with_suffix(".csv").exists() and not again.with_suffix(".json").exists()
+
+
+def test_tables_that_cannot_be_drawn(tmp_path, run_cli):
+    runs, table = study(tmp_path / "runs", {8: [0.95, 0.3], 16: [1.0, 0.8]}), tmp_path / "a.csv"
+    run_cli(cli.main, ["curve", runs, "--by=num_channels", f"--out={tmp_path / 'a.png'}"])
+    out = tmp_path / "b.png"
+    args = ["curve", f"--from-csv={table}", f"--out={out}"]
+    assert "either runs" in run_cli(cli.main, [*args, runs], 2).stderr
+    assert "either runs" in run_cli(cli.main, ["curve"], 2).stderr
+    assert "say --by" in run_cli(cli.main, args, 2).stderr
+    assert "as it is" in run_cli(cli.main, [*args, "--level=0.9"], 2).stderr
+    assert "nothing.csv" in run_cli(cli.main, ["curve", f"--from-csv={tmp_path / 'nothing.csv'}"], 1).stderr
+    good = table.read_text()
+    for old, new in (("emm_low", "low"), ("images only", "guess"), (",0.9,0.95,", ",0.9,2,"), (",1000,", ",nan,")):
+        assert old in good
+        table.write_text(good.replace(old, new))
+        assert "is no table that emm.py curve has written" in run_cli(cli.main, args, 1).stderr
+    assert not out.exists()
+
+
 def test_record_holds_what_the_figure_shows(tmp_path, run_cli):
     """Strict JSON from which the figure can be drawn again; repeated, it is the same but for the time."""
     study(tmp_path / "runs", {8: [0.95, 0.3], 16: [1.0, 0.8]}, seeds=(1, 2), wrong=float("nan"))

@@ -249,7 +249,7 @@ def nothing(folder):
         (["run"], bad_line, "Line 1 of"),
         (["run"], no_counts, "lacks kimg, num_memorized or num_samples"),
         (["run"], no_records, "holds no measurement"),
-        ([], nothing, "Missing argument"),
+        ([], nothing, "either runs"),
     ],
 )
 def test_bad_commands(tmp_path, monkeypatch, args, damage, message):

@@ -26,6 +26,26 @@ class Emm:
         return size if self.verdict == "at" else f"{self.verdict} {size}"
 
 
+def emm_text(emm: Emm) -> str:
+    """With all digits, as tables hold it: "26.3125", "below 20.0" or "at least 40.0"."""
+    return repr(float(emm.size)) if emm.verdict == "at" else f"{emm.verdict} {float(emm.size)!r}"
+
+
+def parse_emm(text: str, level: float) -> Emm:
+    """What `emm_text` has written.
+
+    Raises
+    ------
+    ValueError
+        If the text is none of an EMM.
+    """
+    verdict, _, size = text.rpartition(" ")
+    found = Emm(float(size), verdict or "at", level)
+    if found.verdict not in ("at", "below", "at least") or not (math.isfinite(found.size) and found.size > 0):
+        raise ValueError(f'"{text}" is no EMM.')
+    return found
+
+
 def emm_estimate(sizes: Sequence[float], ratios: Sequence[float], level: float = 0.9) -> Emm:
     """Effective model memorization: the largest |D| at which R_mem is at least `level`.
 

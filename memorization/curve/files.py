@@ -12,11 +12,13 @@ import numpy as np
 
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
-from memorization.curve.lines import Band, Line, Trajectory, line_record
+from memorization.curve.emm import emm_text, parse_emm
+from memorization.curve.lines import IMAGES, RUNS, Band, CurvePoint, Line, Trajectory, line_record, line_value
 
 CURVE_COLUMNS = (
     "line", "size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs",
-    "interval_of",
+    "interval_of", "emm", "emm_low", "emm_high", "level", "confidence",
+    "value",
 )  # fmt: skip
 TRAJECTORY_COLUMNS = ("line", "size", "epochs", "ratio", "low", "high", "runs")
 QUALITY_COLUMNS = ("quality", "quality_low", "quality_high")
@@ -25,14 +27,63 @@ QUALITY_COLUMNS = ("quality", "quality_low", "quality_high")
 def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
     """One row per point of each line; `line` is empty where there is no factor.
 
-    `interval_of` says whether ci_low and ci_high know of training seeds, or of the images of these runs only.
+    `interval_of` says whether ci_low and ci_high know of training seeds, or of the images of these runs only. EMM of
+    the line and the ends of its interval, the same in each of its rows, may be "below 20.0" or "at least 40.0". `value`
+    is JSON, which tells numbers from text that looks like them; they are drawn in other colours.
     """
-    rows = [
-        [line.name, *(getattr(p, name) for name in CURVE_COLUMNS[1:-1]), "seeds" if p.seeds_known else "images only"]
-        for line in lines
-        for p in line.points
-    ]
+    rows = []
+    for line in lines:
+        value = json.dumps(line_value(line))
+        ends = [emm_text(emm) for emm in (line.emm, line.emm_low, line.emm_high)]
+        for p in line.points:
+            interval_of = "seeds" if p.seeds_known else IMAGES
+            numbers = (getattr(p, name) for name in CURVE_COLUMNS[1:9])
+            rows.append([line.name, *numbers, interval_of, *ends, line.emm.level, line.confidence, value])
     write_csv(CURVE_COLUMNS, rows, path)
+
+
+def read_curve_csv(path: str | os.PathLike) -> list[Line]:
+    """The lines from what `write_curve_csv` has written, without their runs: enough to draw and print them again.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such table.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows: dict[tuple[str, str], list[dict[str, str]]] = {}
+            for row in csv.DictReader(file):
+                rows.setdefault((row["line"], row["value"]), []).append(row)
+        lines = [_line(name, json.loads(value), group) for (name, value), group in rows.items()]
+        if not lines:
+            raise ValueError("no rows")
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as err:
+        raise ValueError(f'"{path}" is no table that emm.py curve has written; draw it from its runs again.') from err
+    return lines
+
+
+def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
+    points, first = [], rows[0]
+    for row in rows:
+        size, memorized, samples, runs = (int(row[key]) for key in ("size", "num_memorized", "num_samples", "runs"))
+        epochs, ratio, low, high = (float(row[key]) for key in ("epochs", "ratio", "ci_low", "ci_high"))
+        if not (size > 0 and runs > 0 and 0 <= memorized <= samples and 0 <= low <= ratio <= high <= 1):
+            raise ValueError("numbers that are none of a curve")
+        seeds = {"seeds": True, IMAGES: False}[row["interval_of"]]
+        points.append(CurvePoint(size, epochs, ratio, low, high, memorized, samples, runs, seeds_known=seeds))
+    level, confidence = float(first["level"]), float(first["confidence"])
+    if not (0 < level < 1 and 0 < confidence < 1):
+        raise ValueError("no level or confidence")
+    emm, emm_low, emm_high = (parse_emm(first[key], level) for key in ("emm", "emm_low", "emm_high"))
+    ratios = [p.ratio >= level for p in points]
+    return Line(
+        value=value, name=name, runs=(), points=tuple(points), emm=emm, emm_low=emm_low, emm_high=emm_high,
+        confidence=confidence, seed_sd=None, seeds_from=RUNS if points[0].seeds_known else IMAGES,
+        crossings=sum(a != b for a, b in zip(ratios, ratios[1:])),
+    )  # fmt: skip
 
 
 def write_trajectory_csv(trajectories: Sequence[Trajectory], path: str | os.PathLike) -> None:

@@ -47,7 +47,7 @@ class Line:
 
     value: Any  # as in the options; None without a factor
     name: str  # the value as text; "" without a factor
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...]  # none where the line was read from its table
     points: tuple[CurvePoint, ...]  # ascending size
     emm: Emm
     emm_low: Emm  # ends of the interval; "below" or "at least" where the interval is open
@@ -423,7 +423,7 @@ def line_record(line: Line) -> dict[str, Any]:
     if all(isinstance(command, dict) for command in commands):
         common["command"] = _common(commands)
     return {
-        "value": line.value if isinstance(line.value, str | int | float | list | None) else None,
+        "value": line_value(line),
         "name": line.name,
         "emm": _emm_record(line.emm),
         "emm_low": _emm_record(line.emm_low),
@@ -439,6 +439,11 @@ def line_record(line: Line) -> dict[str, Any]:
         "differing": line.differing,
         "options": common,  # those that all runs share
     }
+
+
+def line_value(line: Line) -> Any:
+    """The value of a line as JSON takes it."""
+    return line.value if isinstance(line.value, str | int | float | list | None) else None
 
 
 def _common(options: Sequence[dict[str, Any]]) -> dict[str, Any]:

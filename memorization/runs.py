@@ -188,6 +188,7 @@ class Run:
         flat = flatten({key: value for key, value in self.options.items() if key != "versions"})
         named = {_BEFORE[key]: value for key, value in flat.items() if key in _BEFORE}
         command = {key: value for key, value in flat.items() if key not in _BEFORE} | named
+        command.pop("total_kimg", None)  # there a consequence, not the option
         command |= {"precision": saved_precision(self.options), "lr_rampup": 200.0}
         without_effect = {"final_ema": command.get("ema_mode") != "mode4", "ema": command.get("ema_mode") == "mode3",
                           "embed": command.get("arch") == "adm"}  # fmt: skip

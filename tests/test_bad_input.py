@@ -880,7 +880,7 @@ OPTIONS = {
         f"{MEASURE} --gap=2 --holdout=lost.zip": "lost.zip does not exist",
         "mem_ratio --network=data.zip --log=m.log --watch": "--watch --expdir",
         "emm draw": "No such command draw",
-        "emm curve": "Missing argument",
+        "emm curve": "Give either runs, or the table",
         f"{CURVE} --level=nan": "level 0.9",
         f"{CURVE} --level=90": "level between 0 and 1",
         "emm curve run --out=c": "c format",

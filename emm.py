@@ -174,6 +174,8 @@ def curve(
         given = click.get_current_context().get_parameter_source
         if any(given(name) is not ParameterSource.DEFAULT for name in ("level", "seed_sd", "interpolation", "keep")):
             raise click.UsageError("--from-csv draws a table as it is: only --by, --title and --out go with it.")
+        if given("out") is ParameterSource.DEFAULT:
+            raise click.UsageError("--from-csv needs --out, the figure to draw.")
         if len(lines := read_curve_csv(from_csv)) > 1 and by is None:
             raise click.UsageError(f'"{from_csv}" has {len(lines)} lines; say --by, the factor that they are of.')
         print_curves(lines, by)

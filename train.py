@@ -536,7 +536,8 @@ def print_options(opts: EasyDict, start: Start, run_dir: Path, device: torch.dev
     if device.type == "cpu":
         by = "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "the size of the network and the batch"
         facts["Processes"] += f", {start.threads} thread{'s' if start.threads > 1 else ''} each (by {by})"
-    often = f"at {len(c.snap_nimg)} listed times and at the end"
+    times = f"{len(c.snap_nimg)} listed time{'s' if len(c.snap_nimg) > 1 else ''}, one per kimg at most,"
+    often = f"at {times} {'and at' if max(c.snap_nimg, default=0) < c.total_nimg else 'with'} the end"
     few = len(c.snap_nimg) < opts.stop_patience
     if not c.snap_nimg:
         interval = c.kimg_per_tick * c.snapshot_ticks

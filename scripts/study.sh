@@ -6,7 +6,7 @@
 #   SOURCE         labelled images to draw the sets from      [CIFAR-10's archive; digits]
 #   SIZES, SEEDS   |D| of the runs; training seeds            [per factor; 1024]
 #   DURATION       epochs / 20                                [2000; 60]
-#   STEPS          instead: steps, the same for every |D|
+#   STEPS          instead: steps, the same for every |D|; 1000 images at least
 #   SAMPLES        images per measured snapshot               [10000; 1000]
 #   NPROC, JOBS    processes per run; runs at a time          [8, 1; 1, 2]
 #   LAUNCH         what starts a Python script            [python, or torchrun --standalone --nproc_per_node=$NPROC]
@@ -88,7 +88,7 @@ run_one() {
         --then "${start[@]}" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample \
         ${GRID:+"--grid=$OUT/grid-$value-$size-seed$seed.png"} $MEASURE || {
         local status=$?
-        echo "$name: see $run/job.log; to train on other images, move that folder away or set OUT to another." >&2
+        echo "$name: see $run/job.log. If its images have changed, move that folder away or set OUT to another." >&2
         return $status
     }
     echo "$name: $(sed -n 's/^Highest: *//p' "$run/job.log" | tail -n 1)"

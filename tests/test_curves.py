@@ -472,7 +472,11 @@ def test_tables_that_cannot_be_drawn(tmp_path, run_cli):
     assert "either runs" in run_cli(cli.main, ["curve"], 2).stderr
     assert "say --by" in run_cli(cli.main, args, 2).stderr
     assert "as it is" in run_cli(cli.main, [*args, "--level=0.9"], 2).stderr
-    assert "nothing.csv" in run_cli(cli.main, ["curve", f"--from-csv={tmp_path / 'nothing.csv'}"], 1).stderr
+    assert "needs --out" in run_cli(cli.main, args[:2], 2).stderr
+    assert (
+        "nothing.csv"
+        in run_cli(cli.main, ["curve", f"--from-csv={tmp_path / 'nothing.csv'}", f"--out={out}"], 1).stderr
+    )
     good = table.read_text()
     for old, new in (("emm_low", "low"), ("images only", "guess"), (",0.9,0.95,", ",0.9,2,"), (",1000,", ",nan,")):
         assert old in good

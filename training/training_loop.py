@@ -255,7 +255,7 @@ def training_loop(
 
             # While the loss is not finite the states from before are what counts.
             lost = averages["Loss/not_finite"]["mean"] > 0.5
-            nan_ticks = nan_ticks + 1 if lost else 0
+            nan_ticks = nan_ticks + over if lost else 0  # a listed snapshot within a tick is none
             if nan_ticks and nan_ticks == max_nan_ticks:
                 _give_up(run_dir, nimg, nan_ticks)
             dump = done or stopping or (over and tick % state_dump_ticks == 0 and tick != 0 and not lost)

@@ -188,7 +188,8 @@ def _quality_axis(ax: Axes, x: str, label: str, floor: float | None, trajectorie
 def timescales_figure(found: Sequence[Timescales], path: str | os.PathLike, *, title: str | None = None) -> None:
     """Left the two times over |D| with their fitted powers, right R_mem over time / |D|; a row per value of a factor.
 
-    Hollow markers are bounds: not reached, or reached before the first snapshot. Thin lines on the right are runs.
+    Hollow markers are bounds: not reached, or reached before the first snapshot; so are ends of intervals with an
+    arrow. Thin lines on the right are runs.
 
     Raises
     ------
@@ -210,6 +211,9 @@ def timescales_figure(found: Sequence[Timescales], path: str | os.PathLike, *, t
                     s.size, s.time.value, yerr=error, capsize=2.5, markerfacecolor=face, linestyle="none", zorder=3,
                     markersize=6, **style,
                 )  # fmt: skip
+                for end, verdict, arrow in ((s.low, "at most", "v"), (s.high, "beyond", "^")):
+                    if end.verdict == verdict:
+                        left.plot(s.size, end.value, arrow, color=style["color"], markersize=5)
             label = name
             if clock.slope is not None:
                 x = np.array([clock.sizes[0].size, clock.sizes[-1].size], dtype=np.float64)
@@ -217,6 +221,8 @@ def timescales_figure(found: Sequence[Timescales], path: str | os.PathLike, *, t
                 interval = "" if np.isnan(clock.slope.low) else f" [{clock.slope.low:.2f}, {clock.slope.high:.2f}]"
                 label += rf" $\sim |D|^{{{clock.slope.value:.2f}}}${interval}"
             left.plot([], [], label=label, linewidth=1.2, **style)
+        if any(end.verdict != "at" for clock in t.clocks for s in clock.sizes for end in (s.time, s.low, s.high)):
+            left.plot([], [], "^", color="0.4", markerfacecolor="white", label="hollow, or an arrow: a bound")
         left.set_xscale("log")
         left.set_yscale("log")
         _log_numbers(left)

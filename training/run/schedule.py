@@ -30,7 +30,9 @@ def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
         if number < 2:
             raise ValueError("--snap-at=log:N needs at least 2 times.")
         if first > total:
-            raise ValueError("--snap-at: the run ends before 1 kimg.")
+            raise ValueError(
+                f"--snap-at: the run ends at step {total}, before 1 kimg; take {first} steps of {batch} images or more."
+            )
         spaced = np.unique(np.geomspace(first, total, number).round().astype(int)).tolist()
         return list({step * batch // 1000: step for step in spaced}.values())  # the last of a kimg: the end stays
     steps: set[int] = set()

@@ -54,6 +54,7 @@ LOST_CONNECTION = re.compile(r"[Cc]onnection (closed|reset)|[Bb]roken pipe|[Tt]i
 
 FRACTION, POSITIVE, NOT_NEGATIVE = Float(min=0, max=1), Float(min=0, min_open=True), Float(min=0)
 RATIO = Float(min=0, max=1, min_open=True)
+KIMG, STEPS = Float(min=0, max=1e12, min_open=True), click.IntRange(1, 10**12)
 COUNT, COUNT_OR_0 = click.IntRange(min=1), click.IntRange(min=0)
 CHANNELS, BLOCKS = click.IntRange(1, 1 << 16), click.IntRange(1, 64)  # as in training.snapshots.arguments
 SEED = click.IntRange(min=0, max=(1 << 32) - 1)  # what numpy takes
@@ -84,8 +85,8 @@ def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = 
 @option("--precond", ["vp", "ve", "edm"], "edm", "Preconditioning, with its loss")
 # How.
 @option("--duration", POSITIVE, 200, "Training duration as if |D| were 50,000; epochs / 20", "MIMG")
-@option("--total-kimg", POSITIVE, None, "Instead of --duration: so many thousand images, whatever |D| is", "KIMG")
-@option("--total-steps", COUNT, None, "Instead of --duration: so many steps, whatever |D| is", "INT")
+@option("--total-kimg", KIMG, None, "Instead of --duration: so many thousand images, whatever |D| is", "KIMG")
+@option("--total-steps", STEPS, None, "Instead of --duration: so many steps, whatever |D| is", "INT")
 @option("--vp-steps", COUNT, None, "Train vp at so many discrete noise levels, as DDPM at 1000  [default: all]", "INT")
 @option("--batch", COUNT, 512, "Images per step, over all processes", "INT")
 @option("--batch-gpu", COUNT, None, "At most so many images at a time per process; gradients add up", "INT")

@@ -93,9 +93,9 @@ class _BoundedGzip(gzip.GzipFile):
 
 
 def _parse_batch(data: bytes, where: str, key: str = "labels", classes: int = 10) -> tuple[np.ndarray, list[int]]:
-    budget = Budget(opcodes=2_000_000, text=_MAX_MEMBER)
+    budget = Budget(opcodes=1_000_000, text=_MAX_MEMBER, arrays=2 * len(data))  # of CIFAR-100: 300,000 opcodes
     try:
-        batch, _ = read_pickle(memoryview(data), numpy_names(_MAX_MEMBER), budget)
+        batch, _ = read_pickle(memoryview(data), numpy_names(_MAX_MEMBER, budget), budget)
     except UnknownName as err:
         raise ValueError(f"{where} is no CIFAR-10 batch: it {err}, which is refused.") from err
     except ValueError as err:

@@ -60,8 +60,9 @@ class Budget:
 
     opcodes: int = 500_000
     text: int = 1 << 26  # bytes
+    arrays: int = 1 << 26  # bytes of what is copied: one row of bytes in the input can be named any number of times
 
-    def spend(self, opcodes: int = 0, text: int = 0) -> None:
+    def spend(self, opcodes: int = 0, text: int = 0, arrays: int = 0) -> None:
         """Take away from what is left.
 
         Raises
@@ -71,8 +72,9 @@ class Budget:
         """
         self.opcodes -= opcodes
         self.text -= text
-        if self.opcodes < 0 or self.text < 0:
-            raise ValueError("is larger than any network needs: too many opcodes or too much text")
+        self.arrays -= arrays
+        if min(self.opcodes, self.text, self.arrays) < 0:
+            raise ValueError("is larger than it needs to be: too many opcodes, too much text or too many arrays")
 
 
 def read_pickle(

@@ -120,6 +120,10 @@ finish() {
         return
     fi
     if [ -n "$TASK" ]; then
+        if [[ ! $TASK =~ ^[1-9][0-9]{0,8}$ ]] || ((TASK > ${#queue[@]})); then
+            echo "TASK=$TASK: choose a run from 1 to ${#queue[@]}." >&2
+            exit 2
+        fi
         run_one "${queue[TASK - 1]}"
         return
     fi

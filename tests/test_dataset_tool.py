@@ -265,6 +265,17 @@ def test_cifar10_refuses(tmp_path, content, words):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_cifar10_refuses_to_copy_bytes_again_and_again(tmp_path):
+    """A row of bytes that stands once in the pickle, and in many arrays."""
+    row = random_images(1, 3072).tobytes()
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    new = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    array = new + b"(K\x01K\x01M\x00\x0c\x86" + dtype + b"\x89h\x00tb"
+    data = b"\x80\x02](T" + struct.pack("<i", len(row)) + row + b"q\x00" + array * 100 + b"e."
+    with pytest.raises(ValueError, match="too many arrays"):
+        open_source(cifar_tar(tmp_path / "x.tar.gz", {"data_batch_1": data}))
+
+
 def test_cifar10_refuses_damaged_pickles(tmp_path):
     """Every way of cutting or changing a pickle ends in a ValueError or in arrays, never in another error."""
     good = python2_pickle(random_images(1, 3072), [1])

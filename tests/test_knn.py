@@ -403,6 +403,14 @@ def test_dense_search_is_a_few_large_operations(kind, digits):
     assert counts[0] == counts[1] < 80
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_exact_under_autocast_of_the_caller(digits, dense):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = Neighbors(digits[:300], dense=dense).query(digits[250:350], 3)
+    for value, expected in zip(found, plain_neighbors(digits[250:350], digits[:300], 3)):
+        np.testing.assert_allclose(value, expected, rtol=1e-14)
+
+
 def test_dense_on_cuda_only_unless_told(digits):
     assert isinstance(Neighbors(digits)._part, knn._Pixels)
     assert isinstance(Neighbors(digits, dense=True)._part, knn_dense.DensePixels)

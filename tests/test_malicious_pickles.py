@@ -347,7 +347,7 @@ HOSTILE = {
     "short number": (call(SCALAR, F8, blob(b"1234")), "another size"),
     "huge array": (
         call(RECONSTRUCT, name("numpy", "ndarray"), items(number(0)), blob(b"b"))
-        + items(number(1), items(number(1 << 60)), F8, b"\x89", blob(b"x")) + b"b", "another size"),
+        + items(number(1), items(number(1 << 60)), F8, b"\x89", blob(b"x")) + b"b", "proper shape"),
     "array subclass": (call(RECONSTRUCT, name("numpy", "matrix"), items(number(0)), blob(b"b")), "numpy.matrix"),
     "record without arguments": (call(RECORD), "number of arguments"),
     "record of text": (call(RECORD, text("x")), "takes a dict"),

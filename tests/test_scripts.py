@@ -120,6 +120,7 @@ def test_plan_at_paper_scale(script, runs, images):
 def test_wrong_values_are_refused():
     assert "choose small or paper" in shell("model_width", {"SCALE": "large"}, code=2)
     assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)
+    assert "from 1 to 24" in shell("model_width", {"TASK": "25", "DATASETS": "/nowhere", "PYTHON": "true"}, code=2)
     assert "choose none, true" in shell("cond_labels", {"LABELS": "false", "PLAN": "1"}, code=2)
 
 

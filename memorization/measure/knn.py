@@ -188,7 +188,8 @@ class Neighbors:
         distance, index = [np.empty((0, k))], [np.empty((0, k), dtype=np.int64)]
         for start in range(0, max(counts), step):
             sizes = [min(max(count - start, 0), step) for count in counts]
-            d, i = self._nearest(queries[start : start + step], sizes, k)
+            with torch.autocast(self._part.device.type, enabled=False):  # whatever the caller's network computes in
+                d, i = self._nearest(queries[start : start + step], sizes, k)
             distance.append(self._part.distance(d).cpu().numpy())
             index.append(i.cpu().numpy())
         return np.concatenate(distance), np.concatenate(index)

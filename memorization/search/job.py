@@ -139,7 +139,8 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: setattr(job, "stopping", True))
     status = job()
     if given and status != 0:
-        print(f"Error: {last_words(job.path)}", file=sys.stderr)
+        said = "Stopped; started again, it goes on." if job.stopping else f"Error: {last_words(job.path)}"
+        print(said, file=sys.stderr)
         state = read_run_state(run_dir)  # the launcher of several processes has an exit status of its own
         status = EXIT_STOPPED if state is not None and state["state"] == "stopped" else status
     return status

@@ -377,7 +377,7 @@ def _names(budget: Budget) -> dict[tuple[str, str], Name]:
     add("dnnlib.util", "EasyDict", call=_empty_dict, new=_empty_dict)
     for module in ("builtins", "__builtin__"):
         add(module, "set", call=_set)
-    return names | numpy_names(_MAX_NUMBERS)
+    return names | numpy_names(_MAX_NUMBERS, budget)
 
 
 def _storage_names() -> dict[tuple[str, str], Name]:

@@ -449,6 +449,18 @@ def test_projected_search_is_exact(k, axes, digits, projected, monkeypatch):
     assert (projected[0] > 100) if axes == 64 and k == 2 else projected
 
 
+def test_projected_search_gives_up_on_noise(digits, projected, monkeypatch):
+    """Where most queries are about as far from all images, the others are not tried."""
+    monkeypatch.setattr(knn_projected, "AXES", 4)
+    monkeypatch.setattr(knn, "_TRIED", 16)
+    check(random_images(5, 60, 1, 8, 8), digits[:900], 2)
+    assert len(projected) == 1 and projected[0] < 8
+    projected.clear()
+    monkeypatch.setattr(knn_projected, "AXES", 64)
+    check(digits[:60], digits[:900], 2)
+    assert projected == [16, 16, 16, 12]
+
+
 def test_projected_search_of_extremes(projected):
     """Black, white, checkered, one grey level apart; in a subspace, where the residual is rounding alone."""
     noise = random_images(3, 300, 1, 40, 40)

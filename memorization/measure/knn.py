@@ -38,6 +38,7 @@ _CHUNK = 1 << 27  # bytes of queries at a time, at most
 _ROWS = 1 << 14  # queries at a time, at most
 _HELD = 1 << 29  # bytes of prepared reference that are held; a larger one is prepared block by block in each call
 _MANY_QUERIES, _MANY_ROWS = 1024, 1 << 13  # from where a projection pays
+_TRIED = 1024  # queries after which is asked whether it does
 _LISTED = 1 << 20  # items that are looked at one by one at a time
 
 
@@ -478,11 +479,18 @@ class _Pixels(_Part):
             return super().search(rows, k)
         if self._projection is None:
             self._projection = Projection(self.rows)
-        value, index, decided = self._projection.search(rows, k)
-        index += self.first
-        rest = (~decided).nonzero()[:, 0]
-        if len(rest):
-            value[rest], index[rest] = super().search(rows[rest], k)
+        found, left = [], []  # left: queries that are not decided
+        for start in range(0, len(rows), _TRIED):
+            if 2 * len(left) > start:  # noise, perhaps: about as far from all images
+                left += range(start, len(rows))
+                found.append((torch.zeros(len(rows) - start, k, dtype=torch.int64),) * 2)
+                break
+            value, index, decided = self._projection.search(rows[start : start + _TRIED], k)
+            found.append((value, index + self.first))
+            left += ((~decided).nonzero()[:, 0] + start).tolist()
+        value, index = (torch.cat(parts) for parts in zip(*found))
+        if left:
+            value[left], index[left] = super().search(rows[left], k)
         return value, index
 
     def _pays(self, k: int) -> bool:

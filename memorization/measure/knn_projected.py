@@ -15,6 +15,8 @@ the product is off by g |x~| |y~| <= g S^2 / 4, so L by twice that; what is left
 bound) is below 8 u S^2. Together (g / 2 + 16 u) S^2 has room.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,8 @@ _ITERATIONS = 3  # of the subspace iteration; likewise
 _QUERIES = 256  # queries at a time, at most
 _PRODUCTS = 1 << 24  # of queries and images that are held at a time, 64 MiB
 _RUN = 32  # images of like norm that are ruled out together
-_SHARE = 40  # a query that leaves more than N / _SHARE images is not decided here
+_SHARE = 16  # a query that leaves more than N / _SHARE images is not decided here
+_FLOATS = 1 << 20  # pixels of reference images that are made float32 at a time, 4 MiB
 _SLICE = 1024  # pixels whose products of 8 bits float32 adds up exactly: 2^10 of at most 2^14
 
 
@@ -51,6 +54,7 @@ class Projection:
         self._projected = projected[self._order].T  # [m + 1, runs * 32]
         self._largest = float(square[: len(rows)].amax().sqrt())
         width = len(self._projected)
+        self._floats = torch.empty(_FLOATS // _SLICE, min(_SLICE, rows.shape[1]))
         self._relative = width * UNIT / (1 - width * UNIT) / 2 + 16 * UNIT
 
     def _project(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,13 +126,18 @@ class Projection:
     def _distances(self, exact: Tensor, norm: Tensor, index: Tensor, counts: list[int]) -> Tensor:
         """||x - y||^2 of the first query and the first counts[0] rows of `index`, and so on; int64 [sum of counts]."""
         total = self._norm[index] + norm.repeat_interleave(torch.tensor(counts))
+        products, ends = torch.empty(len(index)), list(itertools.accumulate(counts))
         for i in range(0, exact.shape[1], _SLICE):
-            y, x = self._pixels[:, i : i + _SLICE], exact[:, i : i + _SLICE]
-            products = [
-                torch.mv(y[part].to(torch.float32), x[j]) for j, part in enumerate(index.split(counts)) if len(part)
-            ]
-            if products:
-                total -= 2 * torch.cat(products).to(torch.int64)
+            queries, query, first = exact[:, i : i + _SLICE].unbind(), 0, 0
+            for start in range(0, len(index), len(self._floats)):
+                y = self._pixels[:, i : i + _SLICE].index_select(0, index[start : start + len(self._floats)])
+                y = self._floats[: len(y), : y.shape[1]].copy_(y)  # new memory for each would take longer than the rest
+                while first < start + len(y):
+                    stop = min(ends[query], start + len(y))
+                    if first < stop:
+                        torch.mv(y[first - start : stop - start], queries[query], out=products[first:stop])
+                    first, query = stop, query + (stop == ends[query])
+            total -= 2 * products.to(torch.int64)
         return total
 
 

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from click.core import ParameterSource
 
 from dnnlib.cli import Float, report_errors
 from dnnlib.images import left_out_sentence
-from dnnlib.repeats import find_repeats
 from dnnlib.util import check_file, check_folder, is_url
 from memorization.measure.criteria import CRITERIA, THRESHOLD
 from memorization.measure.evaluator import Evaluator
 from memorization.measure.feature_space import FeatureSpace
 from memorization.measure.features import TRUST, load_features
 from memorization.measure.gap import GapMeter, ImageSet
+from memorization.measure.held_out import HeldOutControl
 from memorization.measure.quality import MEASURES
 from memorization.measure.quality_meter import SPACES, QualityMeter, describe_quality
-from memorization.measure.results import Reference, Task, read_groups
+from memorization.measure.results import Reference, Task, read_reference
 from memorization.measure.samples import RESIZE, Fit
 from memorization.measure.subjects import (
     Subject,
@@ -37,8 +38,6 @@ from memorization.measure.subjects import (
 from memorization.records import format_int_list, jsonl_path, setting
 from memorization.stats.sequential import error_share
 from torch_utils import distributed as dist
-from training.dataset import files_left_out
-from training.fingerprint import array_sha256
 from training.options import (
     all_classes_option,
     batch_option,
@@ -54,7 +53,6 @@ from training.precision import check_precision
 GRID_SEEDS = 32
 UNREADABLE = "snapshots that could not be measured"
 OLDER = "snapshots older than one that is above the bar"
-REPEATS = "training images that repeat another one"
 MAX_ROWS = 20  # of a table of classes or groups that is printed; the record holds all
 
 FRACTION = Float(min=0, max=1, min_open=True, max_open=True)
@@ -126,6 +124,10 @@ def several(convert: Callable[[str], Any]) -> Callable:
     "--quality-space", help="Where  [default: features with --features, else pca, of the held-out pixels]",
     metavar="|".join(SPACES), type=click.Choice(SPACES),
 )  # fmt: skip
+@click.option(
+    "--held-out", help="Count copies of these images, too, by group: a control, of dataset_inject.py --held-out",
+    metavar="ZIP|DIR",
+)  # fmt: skip
 @seeds_option("0-63")
 @class_option
 @all_classes_option
@@ -193,6 +195,7 @@ def main(
     quality: str | None,
     quality_measures: list[str],
     quality_space: str | None,
+    held_out: str | None,
     seeds: list[int],
     other_reference: bool,
     class_idx: int | None,
@@ -238,6 +241,9 @@ def main(
 
     --quality=DATASET compares the images, besides, with images that were not trained on: Fréchet distance, kernel
     distance, precision, recall, density and coverage, each beside its value for the training set and for real images.
+
+    --held-out=DATASET counts of each group how often an image would count as a copy of one that training never saw, and
+    says how far apart training images of that group are: what of its copies is chance, and how much d1/d2 asks of it.
 
     Beside the log lie the records (mem_traj.jsonl) and the distances of every image (knn-dist). torchrun takes
     --log for its own option (Python 3.11): with it, write --log-file.
@@ -303,9 +309,13 @@ def main(
         for path in figures:
             plots.check_format(path)
 
+        def read(path: str) -> Reference:
+            space = None if features is None else lambda images: feature_space(features, images, target)
+            return read_reference(path, target, unique=unique, features=space, note=dist.print0)
+
         reference = None
         if images or model is not None:
-            reference = read_reference(knn_ref, features, target, unique)
+            reference = read(knn_ref)
         if images:
             fit = Fit(resize, to_grayscale, parse_range(value_range))
             subjects = image_subjects(images, reference.images.shape[1:], fit)
@@ -324,7 +334,7 @@ def main(
         else:
             subjects = snapshot_subjects(expdir, target)
         if reference is None:
-            reference = read_reference(knn_ref, features, target, unique)
+            reference = read(knn_ref)
         if run_dir is not None:
             check_trained_on(run_dir, reference, other_reference)
         judge = None
@@ -333,6 +343,7 @@ def main(
                 reference.images, ImageSet.read(quality), quality_measures or ["frechet"], device=target,
                 space=quality_space or ("features" if features is not None else "pca"), features=reference.features,
             )  # fmt: skip
+        control = HeldOutControl.read(reference, held_out) if held_out is not None else None
         names = [name for name in criteria if name != "ratio"]
         given = click.get_current_context().get_parameter_source("seeds") != ParameterSource.DEFAULT
         parts: dict[int | None, list[Subject]] = {None: subjects}  # seeds of a part -> what is measured with them
@@ -353,7 +364,7 @@ def main(
             )  # fmt: skip
             evaluator = Evaluator(
                 log_path, reference, task, lambda record, note, task=task: describe(record, task, note, judge),
-                quality=judge,
+                quality=judge, control=control,
                 open_meter=gap_meter(knn_ref, holdout, reference, num=gap, batch=batch, device=target) if gap else None,
                 outdir=Path(save_images) if save_images is not None else None, subdirs=subdirs,
                 remeasure=remeasure, quiet=quiet,
@@ -381,6 +392,8 @@ def main(
         for table in ("classes", "groups"):
             if table in record:
                 dist.print0(describe_table(table, record[table]))
+        if control is not None:
+            dist.print0(describe_held_out(record["held_out"], record["groups"]))
         if record["mean_distance"] == 0:
             dist.print0("Note: every image is a training image, at distance 0; is --knn-ref the images themselves?")
         if grid is not None:
@@ -399,6 +412,7 @@ def main(
         left_out = [name for each in evaluators for name in each.left_out]
         counts = {UNREADABLE: len(left_out)} | reference.left_out | record.get("left_out", {})
         counts |= record["quality"]["left_out"] if judge is not None else {}
+        counts |= control.left_out if control is not None else {}
         if until_above and not watch:
             counts[OLDER] = len(subjects) - len(left_out) - sum(len(each.records) for each in evaluators)
         dist.print0(left_out_sentence(counts))
@@ -582,33 +596,10 @@ def check_trained_on(run_dir: Path, reference: Reference, allowed: bool) -> None
     dist.print0(f"Note: {what}; the record says so.")
 
 
-def read_reference(path: str, features: str | None, device: torch.device, unique: bool = False) -> Reference:
-    """The training images, with their classes and groups, and their features if wanted; each image once if `unique`."""
-    images = ImageSet.read(path).images
-    labels = groups = None
-    try:
-        labels, groups = read_groups(path)
-    except ValueError as err:
-        dist.print0(f"Note: no ratio per class or group. {err}")
-    digest, size = array_sha256(images), len(images)
-    repeats = find_repeats(images)
-    if text := repeats.describe("training images"):
-        dist.print0(f"Note: {text if not unique else text.partition(';')[0] + '; each is compared with once.'}")
-    if unique:
-        images = images[repeats.distinct]
-        labels = None if labels is None else labels[repeats.distinct]
-        groups = None if groups is None else [groups[i] for i in repeats.distinct]
-    left_out = {REPEATS: len(repeats.first) - len(images)} if unique else {}
-    left_out |= files_left_out(path)
-    space = None
-    if features is not None:
-        dist.print0(f"Note: {TRUST}")
-        space = FeatureSpace(load_features(features, device, shape=images.shape[1:]), images, device)
-    return Reference(
-        path, images, device, labels=labels, groups=groups, features=space, repeats=repeats, unique=unique,
-        dataset_sha256=digest, dataset_size=size,
-        left_out=left_out,
-    )  # fmt: skip
+def feature_space(path: str, images: np.ndarray, device: torch.device) -> FeatureSpace:
+    """The training images in the features of a TorchScript network."""
+    dist.print0(f"Note: {TRUST}")
+    return FeatureSpace(load_features(path, device, shape=images.shape[1:]), images, device)
 
 
 def note_near_repeats(evaluator: Evaluator, subject: Subject, bound: float) -> dict[str, Any]:
@@ -673,6 +664,18 @@ def describe_table(kind: str, table: dict[str, dict[str, Any]]) -> str:
         lines.append(f"    {name:<{width}s}  {ratio:<23s}  {row['num_nearest']:>14d}  {copied:>22s}")
     if len(table) > MAX_ROWS:
         lines.append(f"    ... {len(table) - MAX_ROWS} more are in the record")
+    return "\n".join(lines)
+
+
+def describe_held_out(held_out: dict[str, Any], groups: dict[str, dict[str, Any]]) -> str:
+    """Copies of held-out images beside those of training images, and the radius of the criterion, as lines."""
+    width = max(map(len, [*held_out["groups"], "held-out"]))
+    lines = [f"    {'held-out':<{width}s}  images  copies per image  of training images  radius, RMS, and of those"]
+    for name, row in held_out["groups"].items():
+        own = groups.get(name)
+        per, trained = row["num_counted"] / row["num_images"], f"{own['memorized_per_training']:.3f}" if own else "-"
+        radius = f"{row['radius'][0]:.1f}" + (f", {held_out['training'][name]['radius'][0]:.1f}" if own else "")
+        lines.append(f"    {name:<{width}s}  {row['num_images']:>6d}  {per:>16.3f}  {trained:>18s}  {radius:>25s}")
     return "\n".join(lines)
 
 

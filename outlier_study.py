@@ -9,19 +9,17 @@ import click
 
 from dnnlib.cli import Float, report_errors
 from dnnlib.images import left_out_sentence
-from dnnlib.util import check_folder
+from dnnlib.util import check_file, check_folder
 from memorization.curve.files import write_record
 from memorization.curve.group_curves import (
-    GroupPoint,
-    group_curves,
-    group_figure,
+    GroupRun,
+    group_records,
+    group_run,
     group_timing,
-    half_epoch,
     other_measurements,
-    pooled,
-    read_group_curves,
-    write_group_curves,
 )
+from memorization.curve.group_output import describe_runs, group_figure, read_group_runs, write_group_runs
+from memorization.measure.controls import measure_held_out, measure_optimum
 from memorization.plots import check_format, save_figure
 from memorization.runs import OTHER_MEASUREMENTS, read_run
 from memorization.stats.intervals import wilson_interval
@@ -30,7 +28,7 @@ from toy.analysis import summarize, timings
 from toy.figures import memorization_figure, points_figure
 from toy.files import read_summary, read_table, write_points, write_summary, write_table
 from toy.study import PRESETS, Curves, run_study
-from training.options import device_option
+from training.options import batch_option, device_option
 
 EXIT_STOPPED = 75  # as of train.py: a signal ended the run, and the same command goes on
 
@@ -287,69 +285,105 @@ def _false_positives(answers: dict[str, int], group: str) -> str:
 @click.option(
     "--out", help="Figure; CSV and JSON lie beside it  [default: groups.png in the first RUN]", metavar="FILE"
 )
+@click.option(
+    "--held-out", help="Count copies of these images, too, by group: a control, of dataset_inject.py --held-out",
+    metavar="ZIP|DIR",
+)  # fmt: skip
+@click.option("--optimum", help="Compare with the optimum of the training set, measured as the run was", is_flag=True)
 @click.option("--title", help="Title of the figure", metavar="TEXT")
+@batch_option
+@device_option
 @report_errors
-def images(runs: tuple[str, ...], from_csv: str | None, out: str | None, title: str | None) -> None:
+def images(
+    runs: tuple[str, ...],
+    from_csv: str | None,
+    out: str | None,
+    held_out: str | None,
+    optimum: bool,
+    title: str | None,
+    batch: int,
+    device: str,
+) -> None:
     """Draw the memorization of each group of training images over the training of a network.
 
-    Several runs that differ in their seeds are drawn together; from 6 on they can show that a group is copied later or
-    earlier than the inliers.
+    Several runs that differ in their seeds are drawn together, and those of each |D| in a row of their own; from 6 on
+    they can show that a group is copied later or earlier than the inliers.
 
     RUN is a folder of train.py on a set of dataset_utils/dataset_inject.py, measured by mem_ratio.py against a
     reference with groups. Exact duplicates are at the same distance and so are never memorized by d1/d2: measure
-    against the same set made with --copies=0, in which the duplicated images are marked but there once.
+    with --unique, so that each image is compared with once.
+
+    --held-out=CONTROL says what of the copies of a group is chance: images that were drawn as the group was, and that
+    training never saw, are added to the reference one by one, and what then counts as a copy of them is counted. It
+    also says how far apart the images of each group are: the more isolated an image, the less d1/d2 asks of its copies.
+
+    --optimum compares the end with the optimum of the training set, which replays nothing but training images, from the
+    same seeds.
+
+    Both are noted in the run, and are shown from then on. Give runs of several |D| their --held-out one |D| at a time,
+    and then all of them without.
 
     Example:
 
     \b
     python dataset_utils/dataset_inject.py --source=digits --max-images=60 --dest=set.zip \\
-        --duplicates=6 --copies=4 --outliers=6 --outliers-inverted
-    python dataset_utils/dataset_inject.py --source=digits --max-images=60 --dest=reference.zip \\
-        --duplicates=6 --copies=0 --outliers=6 --outliers-inverted
+        --duplicates=6 --copies=4 --outliers=6 --outliers-inverted --held-out=control.zip
     python train.py --outdir=RUN --nosubdir --data=set.zip ...
-    python mem_ratio.py --expdir=RUN --knn-ref=reference.zip --seeds=0-999
-    python outlier_study.py images RUN
+    python mem_ratio.py --expdir=RUN --knn-ref=set.zip --unique --seeds=0-999 --held-out=control.zip
+    python outlier_study.py images RUN --optimum
     """
     if bool(runs) == (from_csv is not None):
         raise click.UsageError("Give either runs, or a table by --from-csv.")
     if from_csv is not None and out is None:
         raise click.UsageError("--from-csv needs --out, the figure.")
+    if from_csv is not None and (held_out is not None or optimum):
+        raise click.UsageError("--from-csv draws a table as it is; leave out --held-out and --optimum.")
     figure = Path(out) if out is not None else Path(runs[0]) / "groups.png"
     check_format(figure)
     if from_csv is not None:
-        curves = read_group_curves(from_csv)
-        _print_groups(curves)
-        group_figure(curves, figure, title=title)
+        each = read_group_runs(from_csv)
+        _print_groups(each)
+        group_figure(each, figure, title=title)
         click.echo(f"Figure: {figure}")
         return
+    check_file(figure, "--out")
+    counts: dict[str, int] = {}
+    if held_out is not None or optimum:
+        target = dist.init(device)
+        for run in map(read_run, runs):
+            records = group_records(run)
+            if held_out is not None:
+                counts |= measure_held_out(run, records, held_out, target, batch)
+            if optimum:
+                measure_optimum(run, records[-1], target, batch)
     measured = [read_run(run) for run in runs]
-    each = [group_curves(run) for run in measured]
-    curves = pooled(each)
-    _print_groups(curves)
-    for name, expected in (("outlier", "later"), ("duplicate", "earlier")):
-        if name in curves:
-            timing = dataclasses.asdict(group_timing(each, name))
-            click.echo(f"{name.capitalize()}s {expected}? {_said(timing, name, expected, len(each), 'runs')}")
-    group_figure(curves, figure, title=title)
-    counts = {OTHER_MEASUREMENTS: sum(map(other_measurements, measured))}
-    write_group_curves(curves, figure.with_suffix(".csv"))
-    write_record(figure.with_suffix(".json"), command=sys.argv, counts=counts)
+    each = [group_run(run) for run in measured]
+    _print_groups(each)
+    group_figure(each, figure, title=title)
+    counts[OTHER_MEASUREMENTS] = sum(map(other_measurements, measured))
+    write_group_runs(each, figure.with_suffix(".csv"))
+    write_record(figure.with_suffix(".json"), command=sys.argv, counts=counts, runs=list(map(str, runs)))
     click.echo(f"Figure: {figure}\nTable:  {figure.with_suffix('.csv')}\nRecord: {figure.with_suffix('.json')}")
     click.echo(left_out_sentence(counts))
 
 
-def _print_groups(curves: dict[str, list[GroupPoint]]) -> None:
-    """A line per group: how it ends."""
-    click.echo(
-        f"{'group':<12} {'images':>6} {'copied':>7} {'share':>6}  {'95 % interval':<14} {'half its rise at epoch':>22}"
-    )
-    for name, points in curves.items():
-        last, half = points[-1], half_epoch(points)
-        low, high = last.interval
-        reached = "not yet" if half is None else f"{half:.0f}"
-        copied = f"{100 * last.num_replayed / last.num_training:.0f} %"
-        interval = f"[{low:.2f}, {high:.2f}]"
-        click.echo(f"{name:<12} {last.num_training:>6} {copied:>7} {last.share:>6.2f}  {interval:<14} {reached:>22}")
+def _print_groups(runs: list[GroupRun]) -> None:
+    """How the groups end, and whether some come later or earlier."""
+    for line in describe_runs(runs):
+        click.echo(line)
+    for name, expected in (("outlier", "later"), ("duplicate", "earlier")):
+        if any(name in run.curves for run in runs):
+            timing, units = group_timing(runs, name)
+            count = sum(number for number in units.values() if isinstance(number, int))
+            lacking = [size for size, number in units.items() if not isinstance(number, int)]
+            said = _said(dataclasses.asdict(timing), name, expected, count, "runs")
+            if count and lacking:
+                said += (
+                    f" Without |D| = {', '.join(map(str, lacking))}, where {name}s or inliers have not clearly risen."
+                )
+            if count and len(units) - len(lacking) > 1:
+                said += f" Of {count} runs, each against its own inliers, with the curve of its |D|."
+            click.echo(f"{name.capitalize()}s {expected}? {said}")
 
 
 def _cell(value: float | str | None, digits: int = 3, factor: float = 1) -> str:

@@ -5,6 +5,7 @@ memorization ratio can be told apart by group.
 """
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import click
@@ -15,8 +16,11 @@ from dataset_utils.archive import archive_name
 from dataset_utils.sources import Source, concatenate, open_source
 from dataset_utils.transforms import fit, make_transform
 from dnnlib.cli import Float, report_errors
+from dnnlib.repeats import image_digest
+from dnnlib.util import check_file
 
 INLIER, DUPLICATE, OUTLIER = "inlier", "duplicate", "outlier"
+IN_THE_SET = "held-out images that are in the set, too"
 
 
 @dataclass
@@ -78,9 +82,8 @@ def duplicates(base: Source, chosen: list[int], copies: int, noise: float, jitte
     return Injection(images, DUPLICATE, [archive_name(i) for i in repeated])
 
 
-def outliers(source: Source, name: str, count: int, seed: int, like: np.ndarray) -> Injection:
-    """Take random images of `source`, called `name` in the origins, made to the size and channels of `like`."""
-    chosen = choose(len(source), count, seed, 3, "outliers")
+def outliers(source: Source, name: str, chosen: list[int], like: np.ndarray) -> Injection:
+    """Take these images of `source`, called `name` in the origins, made to the size and channels of `like`."""
     images = source.select(chosen).map(lambda _, image: fit(image, like.shape[0], 1 if like.ndim == 2 else 3))
     return Injection(images, OUTLIER, [_full_name(name, source.names[i]) for i in chosen])
 
@@ -113,6 +116,32 @@ def inject(base: Source, chosen: list[int], additions: list[Injection]) -> tuple
     images.groups += [addition.group for addition in additions for _ in addition.origins]
     origins = [origin for addition in additions for origin in addition.origins]
     return images, [[archive_name(len(base) + i), origin] for i, origin in enumerate(origins)]
+
+
+def beyond(source: Source, base: Source, uneven: bool) -> Source:
+    """Images for a held-out set: as many as `base`, the class-balanced choice of `source`, chosen alike from the rest.
+
+    Raises
+    ------
+    ValueError
+        If the rest has too few of a class, or is empty.
+    """
+    taken = set(base.names)
+    rest = source.select(i for i, name in enumerate(source.names) if name not in taken)
+    advice = "the set leaves too few images of the source for a held-out set; take fewer by --max-images."
+    if len(rest) == 0:
+        raise ValueError(f"--held-out: {advice}")
+    try:
+        return subsets.subset(rest, len(base), uneven)
+    except ValueError as err:
+        raise ValueError(f"--held-out: {advice} {err}") from err
+
+
+def not_in(images: Source, others: Source) -> Source:
+    """Those images that equal none of the `others`, pixel by pixel; the rest is counted as left out."""
+    known = {image_digest(others.read(i)) for i in range(len(others))}
+    new = [i for i in range(len(images)) if image_digest(images.read(i)) not in known]
+    return images.select(new, left_out=IN_THE_SET)
 
 
 def without_class(source: Source, label: int) -> tuple[Source, Source]:
@@ -179,6 +208,10 @@ def _check_options(given: dict[str, object]) -> None:
 @click.option("--outlier-source", metavar="PATH", type=str, help="Outliers are images of this dataset.")
 @click.option("--outlier-class", metavar="INT", type=click.IntRange(min=0), help="... of this class, else left out.")
 @click.option("--outliers-inverted", is_flag=True, default=None, help="... negatives of images of --source.")
+@click.option(
+    "--held-out", metavar="ZIP", type=str,
+    help="Write images that were drawn in the same way and are not in the set, too: a control for outlier_study.py.",
+)  # fmt: skip
 @cli.resolution_option
 @cli.workers_option
 @cli.seed_option
@@ -196,6 +229,7 @@ def main(
     outlier_source: str | None,
     outlier_class: int | None,
     outliers_inverted: bool | None,
+    held_out: str | None,
     resolution: tuple[int, int] | None,
     workers: int,
     seed: int,
@@ -215,6 +249,11 @@ def main(
       --outlier-class=C       random images of class C, which is otherwise left out
       --outliers-inverted     negatives of random images of the dataset
 
+    --held-out=ZIP also writes another draw of the same kind, which the set has nothing of: as many images
+    of --source, of the same classes, as many of them marked as duplicates and there once, and as many
+    outliers, each image with its group. Training never sees them, so that what counts as a copy of them
+    does by chance. The set itself is the same with and without.
+
     \b
     dataset.json then holds
       "groups"    [name, group] of every image: "inlier", "duplicate" (the copies and the image that
@@ -230,6 +269,8 @@ def main(
       python dataset_utils/dataset_inject.py --source=cifar-10-python.tar.gz --max-images=1000 \\
           --dest=datasets/cifar10-inject.zip --duplicates=50 --copies=4 --jitter=1 --noise=4 \\
           --outliers=50 --outlier-source=train-images-idx3-ubyte.gz
+      python dataset_utils/dataset_inject.py --source=digits --max-images=60 --dest=datasets/digits-60.zip \
+          --duplicates=6 --copies=4 --outliers=6 --outliers-inverted --held-out=datasets/digits-60-other.zip
     """
     _check_options(
         {
@@ -238,26 +279,49 @@ def main(
             "--outliers-inverted": outliers_inverted,
         }
     )  # fmt: skip
+    if held_out is not None:
+        if not held_out.endswith(".zip"):
+            raise click.UsageError(f"--held-out={held_out} is no name of a zip; it must end in .zip.")
+        check_file(held_out, "--held-out")
+        if os.path.realpath(held_out) == os.path.realpath(dest):
+            raise click.UsageError("--held-out and --dest are one file; the held-out images are no part of the set.")
     scale_image = make_transform(None, resolution)
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(open_source(source))
         other = None if outlier_source is None else stack.enter_context(open_source(outlier_source))
         if outlier_class is not None:
             base, other = without_class(base, outlier_class)
+        whole = base
         if max_images is not None:
             base = subsets.subset(base, max_images, uneven)
-        base = base.map(lambda _, image: scale_image(image))
+        held_out_base = beyond(whole, base, uneven) if held_out is not None else None
         if outlier_source is not None:
             other.labels = labels_of_their_own(base, len(other))
 
-        chosen = choose(len(base), num_duplicates or 0, seed, 1, "images to duplicate")
-        additions = [duplicates(base, chosen, 1 if copies is None else copies, noise or 0.0, jitter or 0, seed)]
-        if other is not None:
-            additions.append(outliers(other, outlier_source or source, num_outliers, seed, base.read(0)))
-        elif outliers_inverted:
-            additions.append(inverted(base, num_outliers, seed))
-        images, origins = inject(base, chosen, additions)
+        def extend(part: Source, number: int, held_out: bool) -> tuple[Source, list[list[str]]]:
+            """Add duplicates, `number` of each, and outliers; a held-out part gets other outliers."""
+            part = part.map(lambda _, image: scale_image(image))
+            chosen = choose(len(part), num_duplicates or 0, seed, 1, "images to duplicate")
+            additions = [duplicates(part, chosen, number, noise or 0.0, jitter or 0, seed)]
+            if other is not None:
+                which = choose(len(other), num_outliers, seed, 3, "outliers")
+                if held_out:
+                    rest = sorted(set(range(len(other))) - set(which))
+                    which = [rest[i] for i in choose(len(rest), num_outliers, seed, 4, "held-out outliers")]
+                additions.append(outliers(other, outlier_source or source, which, part.read(0)))
+            elif outliers_inverted:
+                additions.append(inverted(part, num_outliers, seed))
+            return inject(part, chosen, additions)
+
+        images, origins = extend(base, 1 if copies is None else copies, held_out=False)
+        control = None
+        if held_out_base is not None:  # what cannot be is said before anything is written
+            control = not_in(extend(held_out_base, 0, held_out=True)[0], images)
+            if len(control) == 0:
+                raise ValueError("--held-out: every image that could be held out is in the set, too.")
         cli.write_and_report(images, dest, workers=workers, metadata={"origins": origins})
+        if control is not None:
+            cli.write_and_report(control, held_out, workers=workers)
 
 
 if __name__ == "__main__":

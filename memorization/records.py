@@ -34,7 +34,8 @@ _ROWS = ("optimum", "source", "class", "all_classes", "sampler", *CONTENTS)
 _DEFAULTS = {"precision": "fp32", "compile": False}
 
 # What was found beyond R_mem: it is kept when the same contents are measured again.
-RESULTS = ("gap", "quality", "thresholds", "criteria", "classes", "groups", "grouping", "repeats", "left_out")
+RESULTS = ("gap", "quality", "thresholds", "criteria", "classes", "groups", "grouping", "repeats", "left_out",
+           "held_out")  # fmt: skip
 
 
 def make_settings(
@@ -312,7 +313,7 @@ def _wrong_entry(record: dict[str, Any]) -> str | None:
     """The key of an entry that no measurement has, or None. Entries may be missing."""
     kinds = dict.fromkeys(("thresholds", "criteria", "classes", "groups", "grouping", "repeats", "left_out"), dict)
     kinds |= {"compile": bool, "other_reference": bool}
-    kinds |= dict.fromkeys(("sampler", "adaptive", "sequential", "gap", "quality"), dict | None)
+    kinds |= dict.fromkeys(("sampler", "adaptive", "sequential", "gap", "quality", "held_out"), dict | None)
     kinds |= dict.fromkeys(("snapshot", "seeds", "reference", "precision"), str | None)
     kinds |= dict(kimg=int | float | None, nimg=int | None, num_samples=int, num_memorized=int)
     for key, kind in kinds.items():

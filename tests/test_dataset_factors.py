@@ -415,6 +415,47 @@ def test_inverted_outliers_and_duplicates_together(make):
     assert [origin for _, origin in alone["origins"]] == [archive_name(i) for i in sources]
 
 
+OUTLIERS = ["--outliers-inverted", "--outlier-class=4", "--outlier-source={other}"]
+
+
+@pytest.mark.parametrize("kind", OUTLIERS)
+def test_held_out_images_are_another_draw_of_the_same_kind(make, digits_source, make_zip, tmp_path, kind):
+    """Nothing of the set is in it, the groups are as large, and the set is the same byte for byte."""
+    _, digits, labels = digits_source
+    other = random_images(12, 8, 8)
+    kind = kind.format(other=make_zip(other, "missing", tmp_path / "other.zip"))
+    options = ["--source=digits", f"--max-images={54 if '=4' in kind else 60}", "--outliers=6", kind, "--duplicates=5"]
+    plain = make("dataset_inject", *options, "--copies=2", dest="plain.zip")
+    images, _, _ = make("dataset_inject", *options, "--copies=2", f"--held-out={tmp_path / 'held.zip'}", dest="set.zip")
+    assert (tmp_path / "plain.zip").read_bytes() == (tmp_path / "set.zip").read_bytes()
+    held, metadata = read_dataset(tmp_path / "held.zip")
+    held, groups, size = np.stack(list(held.values())), groups_of(metadata), len(images) - 16
+    assert sorted(groups) == ["duplicate"] * 5 + ["inlier"] * (size - 5) + ["outlier"] * 6
+    assert not {image.tobytes() for image in held} & {image.tobytes() for image in images}
+    made = [label for _, label in metadata["labels"]]
+    assert made[:size] == plain[1][:size]  # as many of each class
+    classes = sorted(set(made[:size]))
+    expected = [digits[labels == c][size // len(classes) : 2 * size // len(classes)] for c in classes]
+    np.testing.assert_array_equal(held[:size], np.concatenate(expected))
+    if "inverted" in kind:
+        assert all((255 - image).tobytes() in {i.tobytes() for i in held[:size]} for image in held[size:])
+    else:
+        pool = digits[labels == 4] if "=4" in kind else other
+        assert all(any(np.array_equal(image, one) for one in pool) for image in held[size:])
+        assert len({image.tobytes() for image in [*held[size:], *images[-6:]]}) == 12
+
+
+def test_held_out_images_that_are_in_the_set_are_left_out(run_cli, make_zip, tmp_path):
+    """The source has two of its images twice, and the second ones come behind the set."""
+    images = random_images(9, 8, 8)
+    path = make_zip(np.concatenate([images[:6], images[[1, 3]], images[6:], images[:1]]), None, tmp_path / "in.zip")
+    args = [f"--source={path}", "--max-images=6", "--duplicates=1", f"--dest={tmp_path / 'set.zip'}"]
+    text = run_cli(main_of("dataset_inject"), [*args, f"--held-out={tmp_path / 'held.zip'}"]).stdout
+    held, _ = read_dataset(tmp_path / "held.zip")
+    np.testing.assert_array_equal(np.stack(list(held.values())), images[6:])
+    assert "3 held-out images that are in the set, too" in text
+
+
 def test_unlabelled_sets_stay_unlabelled(make, make_zip, tmp_path):
     path = make_zip(random_images(6, 8, 8), None, tmp_path / "in.zip")
     options = [f"--source={path}", "--duplicates=2", "--outliers=3", "--outlier-source=digits"]
@@ -496,6 +537,9 @@ def test_training_on_an_injected_set(make, run_cli, tmp_path):
         ("dataset_inject", "--outliers=4 --outlier-class=33", 1, "no image of class 33"),
         ("dataset_inject", "--duplicates=231", 1, "231 only 230"),
         ("dataset_inject", "--max-images=240 --duplicates=1", 1, "class 0 has only 23"),
+        ("dataset_inject", "--duplicates=1 --held-out=x.zip", 1, "--held-out too few --max-images"),
+        ("dataset_inject", "--max-images=120 --duplicates=1 --held-out=x.zip", 1, "--held-out --max-images 12 only 11"),
+        ("dataset_inject", "--max-images=20 --duplicates=1 --held-out=folder", 2, "--held-out .zip"),
     ],
 )
 def test_errors(run_cli, tmp_path, cifar, script, options, code, words):

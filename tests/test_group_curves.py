@@ -8,9 +8,19 @@ from builders import write_run
 from PIL import Image
 
 import outlier_study
-from memorization.curve.group_curves import GroupPoint, group_curves, group_timing, half_epoch, pooled
+from memorization.curve.group_curves import (
+    GroupPoint,
+    GroupRun,
+    group_run,
+    group_timing,
+    half_epoch,
+    pooled,
+    share_over_seeds,
+    to_optimum,
+)
+from memorization.curve.group_output import COLUMNS
 from memorization.runs import read_run
-from memorization.stats.intervals import wilson_interval
+from memorization.stats.intervals import poisson_interval, ratio_interval, wilson_interval
 
 
 def row(num_memorized, num_nearest, num_training, num_replayed):
@@ -47,7 +57,7 @@ def run(tmp_path):
 
 
 def test_shares_are_copies_per_training_image(run):
-    curves = group_curves(read_run(run))
+    curves = group_run(read_run(run)).curves
     assert [p.kimg for p in curves["inlier"]] == [1, 2, 3]
     assert [p.epochs for p in curves["inlier"]] == [10, 20, 30]
     last = {name: points[-1] for name, points in curves.items()}
@@ -65,43 +75,120 @@ def test_half_of_the_rise(tmp_path):
     for kimg in range(1, 11):
         groups[kimg] = {"duplicate": row(20 * (kimg > 2), 20, 5, 5), "inlier": row(6 * kimg, 140, 70, 60)}
         groups[kimg]["outlier"] = row(0, 9, 5, 0)
-    curves = group_curves(read_run(groups_run(tmp_path / "run", groups)))
+    curves = group_run(read_run(groups_run(tmp_path / "run", groups))).curves
     assert 20 < half_epoch(curves["duplicate"]) < 30 < half_epoch(curves["inlier"]) < 90
     assert half_epoch(curves["outlier"]) is None
 
 
 def test_several_runs_are_one_with_their_counts_added(run):
-    curves = group_curves(read_run(run))
-    both = pooled([curves, curves])
-    assert [p.share for p in both["outlier"]] == [p.share for p in curves["outlier"]]
-    assert both["inlier"][2].num_samples == 400 and both["inlier"][2].interval[0] > curves["inlier"][2].interval[0]
+    one = group_run(read_run(run))
+    both = pooled([one, one])
+    assert [p.share for p in both["outlier"]] == [p.share for p in one.curves["outlier"]]
+    assert both["inlier"][2].num_samples == 400 and both["inlier"][2].interval[0] > one.curves["inlier"][2].interval[0]
     with pytest.raises(ValueError, match="same snapshots"):
-        pooled([curves, {name: points[:2] for name, points in curves.items()}])
+        pooled([one, GroupRun(100, {name: points[:2] for name, points in one.curves.items()})])
 
 
-def seeds_of_one_setting(rng, outlier_half, count=8):
-    """Runs in which inliers are half copied at 40 epochs, and each run is a little earlier or later as a whole."""
+def seeds_of_one_setting(rng, outlier_half, count=8, half=40, size=80):
+    """Runs in which inliers are half copied at `half` epochs, and each run is a little earlier or later as a whole."""
 
-    def points(name, number, size, half):
-        epochs = 10.0 * np.arange(1, 16)
+    def points(number, images, half):
+        epochs = 10.0 * np.arange(1, 16) * 80 / size  # the same images seen, whatever |D|
         memorized = rng.binomial(200, number / 200 / (1 + (half / epochs) ** 4))
-        return [GroupPoint(e / 10, e, m, m, 1, size, 200, 75) for e, m in zip(epochs, memorized.tolist())]
+        return [GroupPoint(k, e, m, m, 1, images, 200, 75) for k, (e, m) in enumerate(zip(epochs, memorized.tolist()))]
 
     shifts = np.exp(0.1 * rng.standard_normal(count))
     return [
-        dict(inlier=points("inlier", 120, 70, 40 * s), outlier=points("outlier", 20, 5, outlier_half * s))
-        for s in shifts
+        GroupRun(size, dict(inlier=points(120, 70, half * s), outlier=points(20, 5, outlier_half * s))) for s in shifts
     ]
 
 
 def test_timing_over_runs():
     rng = np.random.default_rng(0)
-    equal = [group_timing(seeds_of_one_setting(rng, 40), "outlier").answer for _ in range(100)]
+    equal = [group_timing(seeds_of_one_setting(rng, 40), "outlier")[0].answer for _ in range(100)]
     assert equal.count("later") + equal.count("earlier") <= 11  # 99 % of binomial(100, 0.05)
-    later = [group_timing(seeds_of_one_setting(rng, 80), "outlier").answer for _ in range(20)]
+    later = [group_timing(seeds_of_one_setting(rng, 80), "outlier")[0].answer for _ in range(20)]
     assert later.count("later") >= 18
-    assert group_timing(seeds_of_one_setting(rng, 40), "duplicate").answer == "none"
-    assert group_timing(seeds_of_one_setting(rng, 80, count=5), "outlier").answer == "not shown"
+    assert group_timing(seeds_of_one_setting(rng, 40), "duplicate")[0].answer == "none"
+    assert group_timing(seeds_of_one_setting(rng, 80, count=5), "outlier")[0].answer == "not shown"
+
+
+def three_sizes(rng, factor):
+    """Three runs each of three |D|, with other half epochs, whose outliers are half copied at `factor` times that."""
+    settings = [(60, 40), (40, 80), (30, 160)]
+    return [run for half, size in settings for run in seeds_of_one_setting(rng, factor * half, 3, half, size)]
+
+
+def test_timing_over_runs_of_several_sizes():
+    """Nine runs of three |D| answer together, each against its own inliers, and wrongly as rarely as of one |D|."""
+    rng = np.random.default_rng(0)
+    equal = [group_timing(three_sizes(rng, 1.0), "outlier")[0].answer for _ in range(200)]
+    assert equal.count("later") + equal.count("earlier") <= 18  # 99.6 % of binomial(200, 0.05)
+    assert equal.count("later") + equal.count("earlier") > 1 and equal.count("not shown") >= 150
+    later = [group_timing(three_sizes(rng, 1.6), "outlier")[0].answer for _ in range(20)]
+    assert later.count("later") >= 15
+    runs = three_sizes(rng, 1.0)
+    assert group_timing(runs, "outlier")[1] == {40: 3, 80: 3, 160: 3}
+    never = [GroupPoint(p.kimg, p.epochs, 0, 0, 0, 5, 200, 75) for p in runs[3].curves["outlier"]]
+    runs = [GroupRun(80, run.curves | {"outlier": never}) if run.size == 80 else run for run in runs]
+    assert group_timing(runs, "outlier")[1] == {40: 3, 80: "none", 160: 3}
+
+
+def controlled(number, outliers, held, optimum=(0, 0), within=3):
+    """A run of one snapshot, of 500 images, with 20 inliers and 4 outliers in the reference."""
+    point = GroupPoint(
+        1, 10.0, outliers, outliers, 3, 4, 500, 24, within, 4, held, min(held, 4), (20.0, 15.0, 25.0), 19.0
+    )
+    inlier = GroupPoint(1, 10.0, number, number, 15, 20, 500, 24, number, 20, 0, 0, (10.0, 5.0, 15.0), 10.0)
+    best = GroupPoint(np.inf, np.inf, optimum[0], optimum[0], min(optimum[0], 4), 4, 500, 24)
+    return GroupRun(40, dict(inlier=[inlier], outlier=[point]), dict(outlier=best) if optimum[0] else {})
+
+
+def test_held_out_images_and_the_optimum():
+    run = controlled(200, 60, 6, (80, 4))
+    point = run.curves["outlier"][0]
+    assert point.held_share == pytest.approx(6 / 4 / (500 / 24))
+    assert point.held_interval == pytest.approx([x / 4 / (500 / 24) for x in poisson_interval(6)])
+    found = to_optimum([run], "outlier")
+    assert found["copies"].value == pytest.approx(60 / 80) and found["copied"].value == pytest.approx(3 / 4)
+    assert (found["copies"].low, found["copies"].high) == ratio_interval(60, 500, 80, 500)
+    assert found["copies"].over == "images" and to_optimum([run], "inlier") is None
+    assert pooled([run, run])["outlier"][0].held_share == pytest.approx(point.held_share)
+    assert pooled([run, run])["outlier"][0].held_interval[1] < point.held_interval[1]
+
+
+def test_intervals_over_seeds():
+    """Three seeds: Student's interval of their mean, wider than what the images alone say where seeds differ."""
+    runs = [controlled(200, n, 0, (80, 4)) for n in (40, 60, 80)]
+    share = share_over_seeds([run.curves["outlier"][0] for run in runs])
+    half = 4.302653 * 20 / 3**0.5
+    assert share.over == "seeds"
+    assert (share.low, share.high) == pytest.approx(
+        [max(x, 0) / 4 / (500 / 24) for x in (60 - half, 60 + half)], rel=1e-6
+    )
+    found = to_optimum(runs, "outlier")
+    spread = 4.302653 * ((20 / 60) ** 2 / 3 + (1 - 80 / 500) / 80) ** 0.5
+    assert found["copies"].over == "seeds" and found["copies"].high == pytest.approx(0.75 * np.exp(spread), rel=1e-6)
+    assert found["copied"].over == "images"  # three of four in each: that does not say that no seed differs
+    assert share_over_seeds([run.curves["outlier"][0] for run in runs[:2]]).over == "images"
+
+
+def test_ratio_of_two_proportions_covers():
+    """Koopman's interval holds 95 % of the time, with small counts, too; known values of his paper."""
+    assert ratio_interval(36, 40, 16, 80) == pytest.approx((2.94, 7.15), abs=0.02)
+    assert ratio_interval(0, 10, 5, 10)[0] == 0 and ratio_interval(5, 10, 0, 10)[1] == np.inf
+    low, high = ratio_interval(10, 10, 10, 10)
+    assert low < 1 < high and low == pytest.approx(1 / high, rel=1e-3)
+    rng = np.random.default_rng(0)
+    for n, p, q in [(500, 0.02, 0.03), (500, 0.3, 0.2), (20, 0.5, 0.9)]:
+        intervals = [
+            ratio_interval(*pair)
+            for pair in zip(rng.binomial(n, p, 200), [n] * 200, rng.binomial(n, q, 200), [n] * 200)
+        ]
+        covered = np.mean([low <= p / q <= high for low, high in intervals])
+        assert 0.91 <= covered <= 0.99, (n, p, q)
+    with pytest.raises(ValueError, match="no proportion"):
+        ratio_interval(3, 2, 1, 2)
 
 
 def test_command_draws_and_tells(run, run_cli, tmp_path):
@@ -114,7 +201,7 @@ def test_command_draws_and_tells(run, run_cli, tmp_path):
     assert "Outliers later? Yes (two-sided p = 0.0078)." in text
     with open(out.with_suffix(".csv")) as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 9
+    assert len(rows) == 8 * 9 and tuple(rows[0]) == COLUMNS
     assert float(rows[-1]["share"]) == pytest.approx(20 / 5 / 2.5)
     with Image.open(out) as image:
         assert image.width > 1000
@@ -125,7 +212,7 @@ def test_figure_again_from_its_table(run, run_cli, tmp_path):
     text = run_cli(outlier_study.main, ["images", run, f"--out={first}"]).output
     args = ["images", f"--from-csv={tmp_path / 'a.csv'}", f"--out={again}"]
     lines = run_cli(outlier_study.main, args).output.splitlines()
-    assert lines[:4] == text.splitlines()[:4] and again.read_bytes() == first.read_bytes()
+    assert lines[:7] == text.splitlines()[:7] and again.read_bytes() == first.read_bytes()
     assert "either runs" in run_cli(outlier_study.main, [*args, run], 2).output
     assert "either runs" in run_cli(outlier_study.main, ["images"], 2).output
     (tmp_path / "a.csv").write_text("group,kimg\ninlier,1\n")

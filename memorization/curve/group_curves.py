@@ -1,31 +1,29 @@
-"""Memorization by group of training images over the training of a run: who is memorized first, who last?"""
+"""Memorization by group of training images over the training of runs: who is memorized first, who last?
 
-import csv
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+Beside a group's curve stand what counts as a copy by chance (`memorization.measure.held_out`), and the copies that the
+optimum of the training set makes, which replays nothing but training images.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from dnnlib.util import atomic_write
-from memorization.plots import check_format, save_figure
+from memorization.measure.controls import find_optimum
 from memorization.records import images_seen, jsonl_path
 from memorization.runs import LOG, Run, by_settings
-from memorization.stats.intervals import wilson_interval
-from memorization.stats.timing import RiseFits, Timing, timing_test
+from memorization.stats.intervals import poisson_interval, ratio_interval, wilson_interval
+from memorization.stats.timing import Answer, RiseFits, Timing, strata_test
 
-_COLORS = {"inlier": "#0072B2", "duplicate": "#007A5A", "outlier": "#D55E00"}
-_OTHER = ("#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300")
-COLUMNS = (
-    "group", "kimg", "epochs", "share", "share_low", "share_high", "ratio", "num_memorized", "num_nearest",
-    "num_training", "num_replayed", "num_samples",
-)  # fmt: skip
+FEWEST_SEEDS = 3  # from here on an interval is over training seeds
+_COUNTS = ("num_memorized", "num_nearest", "num_replayed", "num_training")
+_CONTROL = ("num_within", "held_images", "held_counted", "held_copied")
 
 
 @dataclass(frozen=True)
 class GroupPoint:
-    """One group at one snapshot."""
+    """One group at one snapshot, or by the optimum (kimg and epochs are infinite)."""
 
     kimg: float
     epochs: float
@@ -35,6 +33,13 @@ class GroupPoint:
     num_training: int  # training images of the group
     num_samples: int  # generated images
     total: int  # training images of all groups
+    # Of `memorization.measure.held_out`, where it was measured:
+    num_within: int | None = None  # copies no further from their image than the criterion allows for an inlier
+    held_images: int | None = None  # held-out images of the group
+    held_counted: int | None = None  # copies of these
+    held_copied: int | None = None  # those with one at least
+    radius: tuple[float, float, float] | None = None  # of its training images: median, smallest, largest
+    held_radius: float | None = None  # of its held-out images: median
 
     @property
     def share(self) -> float:
@@ -56,12 +61,64 @@ class GroupPoint:
         """Memorized images among those nearest to the group; NaN if there are none."""
         return self.num_memorized / self.num_nearest if self.num_nearest else float("nan")
 
+    @property
+    def copied(self) -> float:
+        """Fraction of the training images of the group that are copied at least once."""
+        return self.num_replayed / self.num_training
+
+    @property
+    def held_share(self) -> float | None:
+        """The share, of held-out images of the group: what counts as copied by chance. None: not measured."""
+        return self._held(self.held_counted)
+
+    @property
+    def held_interval(self) -> tuple[float, float] | None:
+        """Its 95 % interval, of a Poisson count."""
+        if self.held_share is None:
+            return None
+        low, high = poisson_interval(self.held_counted)
+        return self._held(low), self._held(high)
+
     def _scale(self, fraction: float) -> float:
         return fraction * self.total / self.num_training
 
+    def _held(self, count: float | None) -> float | None:
+        return None if not self.held_images else count / self.num_samples * self.total / self.held_images
 
-def group_curves(run: Run) -> dict[str, list[GroupPoint]]:
-    """The groups of a measured run: name -> points in the order of training.
+
+Curves = dict[str, list[GroupPoint]]  # group -> its points in the order of training
+
+
+@dataclass(frozen=True)
+class GroupRun:
+    """The groups of a measured run."""
+
+    size: int  # |D|, copies of training images included
+    curves: Curves
+    optimum: dict[str, GroupPoint] = field(default_factory=dict)  # by group; empty: not measured
+
+    @property
+    def epochs(self) -> float:
+        """When it was measured last."""
+        return next(iter(self.curves.values()))[-1].epochs
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    over: str  # "seeds" or "images": what the interval knows of
+
+
+# ----------------------------------------------------------------------------
+# From records.
+
+
+def group_records(run: Run) -> list[dict[str, Any]]:
+    """The records of a run that `group_run` is made of, in the order of training.
 
     Of several ways in which the snapshots were measured (seeds, reference, ...) the one with the most snapshots
     counts, of equal ones the last.
@@ -71,35 +128,74 @@ def group_curves(run: Run) -> dict[str, list[GroupPoint]]:
     ValueError
         If the run was not measured against a reference with groups.
     """
-    path = jsonl_path(run.path / LOG)
     ways = by_settings(r for r in run.records if r.get("groups") and r.get("kimg") is not None)
     if not ways:
         raise ValueError(
-            f'"{path}" has no groups; make the set with dataset_utils/dataset_inject.py and measure the run with it.'
+            f'"{jsonl_path(run.path / LOG)}" has no groups; make the set with dataset_utils/dataset_inject.py and '
+            "measure the run with it."
         )
-    records = max(reversed(ways), key=len)
-    curves: dict[str, list[GroupPoint]] = {}
+    return sorted(max(reversed(ways), key=len), key=lambda r: r["kimg"])
+
+
+def group_run(run: Run) -> GroupRun:
+    """The groups of a measured run.
+
+    Raises
+    ------
+    ValueError
+        As of `group_records`, or if records lack their counts.
+    """
+    records = group_records(run)
+    curves: Curves = {}
     try:
-        for record in sorted(records, key=lambda r: r["kimg"]):
-            total = sum(row["num_training"] for row in record["groups"].values())
-            for name, row in record["groups"].items():
-                counts = {key: row[key] for key in ("num_memorized", "num_nearest", "num_replayed", "num_training")}
-                epochs = images_seen(record) / run.size
-                point = GroupPoint(record["kimg"], epochs, **counts, num_samples=record["num_samples"], total=total)
-                _ = point.interval  # refuses counts that are none
+        for record in records:
+            for name, point in _points(record, record["kimg"], images_seen(record) / run.size).items():
                 curves.setdefault(name, []).append(point)
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError):
+        best = find_optimum(run, records[-1])
+        return GroupRun(run.size, curves, {} if best is None else _points(best, float("inf"), float("inf")))
+    except (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError):
+        path = jsonl_path(run.path / LOG)
         raise ValueError(f'"{path}" has groups without their counts; measure the run again.') from None
-    return curves
+
+
+def _points(record: dict[str, Any], kimg: float, epochs: float) -> dict[str, GroupPoint]:
+    """The groups of one record."""
+    total = sum(row["num_training"] for row in record["groups"].values())
+    control = record.get("held_out")
+    points = {}
+    for name, row in record["groups"].items():
+        more: dict[str, Any] = {}
+        if control:
+            own, held = control["training"][name], control["groups"].get(name)
+            more = {"num_within": own["num_within"], "radius": tuple(own["radius"])}
+            if held is not None:
+                more |= {f"held_{key}": held[f"num_{key}"] for key in ("images", "counted", "copied")}
+                more["held_radius"] = held["radius"][0]
+        counts = {key: row[key] for key in _COUNTS}
+        point = GroupPoint(kimg, epochs, **counts, num_samples=record["num_samples"], total=total, **more)
+        _ = point.interval, point.held_interval  # refuses counts that are none
+        points[name] = point
+    return points
 
 
 def other_measurements(run: Run) -> int:
-    """How many records of a run `group_curves` leaves out."""
-    curves = group_curves(run)
-    return len(run.records) - len(next(iter(curves.values())))
+    """How many records of a run `group_run` leaves out."""
+    return len(run.records) - len(group_records(run))
 
 
-def pooled(runs: Sequence[dict[str, list[GroupPoint]]]) -> dict[str, list[GroupPoint]]:
+# ----------------------------------------------------------------------------
+# Several runs.
+
+
+def by_size(runs: Iterable[GroupRun]) -> dict[int, list[GroupRun]]:
+    """The runs of each |D|, ascending."""
+    found: dict[int, list[GroupRun]] = {}
+    for run in sorted(runs, key=lambda run: run.size):
+        found.setdefault(run.size, []).append(run)
+    return found
+
+
+def pooled(runs: Sequence[GroupRun]) -> Curves:
     """The curves of several runs that differ in their seeds, as those of one: all counts are added.
 
     Raises
@@ -107,20 +203,85 @@ def pooled(runs: Sequence[dict[str, list[GroupPoint]]]) -> dict[str, list[GroupP
     ValueError
         If the runs have other groups, sizes or snapshots.
     """
-    first, *others = runs
+    first = runs[0]
     shapes = [
-        [(name, [(p.kimg, p.num_training) for p in points]) for name, points in sorted(run.items())] for run in runs
+        [(name, [(p.kimg, p.num_training) for p in points]) for name, points in sorted(run.curves.items())]
+        for run in runs
     ]
     if any(shape != shapes[0] for shape in shapes[1:]):
-        raise ValueError("Runs are drawn together that have the same groups, of the same sizes, at the same snapshots.")
-    names = ("num_memorized", "num_nearest", "num_replayed", "num_training", "num_samples", "total")
+        raise ValueError(
+            f"Runs with |D| = {first.size} are drawn together if they have the same groups, of the same sizes, at the "
+            "same snapshots; these have not."
+        )
     return {
-        name: [
-            replace(p, **{key: sum(getattr(run[name][i], key) for run in runs) for key in names})
-            for i, p in enumerate(points)
-        ]
-        for name, points in first.items()
+        name: [_sum([run.curves[name][i] for run in runs]) for i in range(len(points))]
+        for name, points in first.curves.items()
     }
+
+
+def _sum(points: Sequence[GroupPoint]) -> GroupPoint:
+    sums: dict[str, Any] = {
+        key: sum(getattr(p, key) for p in points) for key in (*_COUNTS, "num_samples", "total")
+    }  # fmt: skip
+    for key in _CONTROL:
+        values = [getattr(p, key) for p in points]
+        sums[key] = None if None in values else sum(values)
+    return replace(points[0], **sums)
+
+
+def share_over_seeds(points: Sequence[GroupPoint]) -> Estimate:
+    """Share of a group at the same snapshot of several runs: over their seeds from 3 runs on, else of their images."""
+    whole = _sum(points)
+    shares = np.array([p.share for p in points])
+    if len(points) < FEWEST_SEEDS or not shares.std() > 0:
+        return Estimate(whole.share, *whole.interval, "images")
+    half = _t(len(points)) * shares.std(ddof=1) / len(points) ** 0.5
+    return Estimate(whole.share, max(whole.share - half, 0.0), whole.share + half, "seeds")
+
+
+def to_optimum(runs: Sequence[GroupRun], name: str) -> dict[str, Estimate] | None:
+    """How much of what the optimum does the networks do at the end: `copies` per image, and images `copied`.
+
+    Both are ratios of the networks' rate to that of the optimum of the same training set, generated from as many seeds.
+    From 3 runs on the interval is Student's over seeds, of the logarithm, with the binomial error of the optimum's
+    copies; with fewer, or where runs do not differ or a count is 0, Koopman's score interval of the two counts, which
+    knows of images only. Both take networks and optimum as independent, though they start from the same latents. None
+    where the optimum of a run was not measured.
+    """
+    if not all(name in run.optimum for run in runs):
+        return None
+    ends, optima = [run.curves[name][-1] for run in runs], [run.optimum[name] for run in runs]
+    if len(set(optima)) == 1:
+        optima = optima[:1]  # of one training set: the same images
+    end, optimum = _sum(ends), _sum(optima)
+    counts = {
+        "copies": [(p.num_memorized, p.num_samples) for p in (*ends, end, optimum)],
+        "copied": [(p.num_replayed, p.num_training) for p in (*ends, end, optimum)],
+    }
+    return {key: _relative(*pairs) for key, pairs in counts.items()}
+
+
+def _relative(*pairs: tuple[int, int]) -> Estimate:
+    """(successes, n) of each run, of all together, and of the optimum -> the ratio of the last two."""
+    *each, (k, n), (best, total) = pairs
+    value = float("nan") if best == 0 else k / n / (best / total)
+    rates = np.array([successes / size for successes, size in each])
+    if len(each) < FEWEST_SEEDS or not rates.std() > 0 or 0 in (k, best):
+        return Estimate(value, *ratio_interval(k, n, best, total), "images")
+    variance = rates.var(ddof=1) / len(each) / rates.mean() ** 2 + (1 - best / total) / best
+    factor = float(np.exp(_t(len(each)) * variance**0.5))
+    return Estimate(value, value / factor, value * factor, "seeds")
+
+
+def _t(count: int) -> float:
+    """Two-sided 95 % quantile of Student's t of the mean of so many."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, 0.975))
+
+
+# ----------------------------------------------------------------------------
+# Timing.
 
 
 def half_epoch(points: Sequence[GroupPoint]) -> float | None:
@@ -133,90 +294,27 @@ def half_epoch(points: Sequence[GroupPoint]) -> float | None:
     return fit.half if fit.level > 0 else None
 
 
-def group_timing(runs: Sequence[dict[str, list[GroupPoint]]], group: str) -> Timing:
+def group_timing(runs: Sequence[GroupRun], group: str) -> tuple[Timing, dict[int, Answer | int]]:
     """Whether a group is copied later or earlier than the inliers, by the test of `memorization.stats.timing`.
 
-    The units are runs with seeds of their own, each with the same groups and snapshots; the curves are the copies per
-    generated image. The images of a group are the same in all runs, so that the answer is about these images.
+    The units are runs with seeds of their own. Runs of one |D| have the same groups and snapshots, and a fit of their
+    own; runs of several |D| are tested together (`strata_test`). The curves are the copies per generated image over the
+    epochs, images seen per training image. The images of a group are the same in all runs of a |D|, so that the answer
+    is about these images.
+
+    Returns
+    -------
+    The answer, and for each |D| with the group how many runs count, or why none does.
     """
-    if not all(name in run for run in runs for name in ("inlier", group)):
-        return Timing("none")
-    counts = [
-        np.array([[p.num_memorized / p.num_samples for p in run[name]] for run in runs]) for name in (group, "inlier")
-    ]
-    return timing_test(np.array([p.epochs for p in runs[0][group]]), (counts[0], None), (counts[1], None))
-
-
-def write_group_curves(curves: dict[str, list[GroupPoint]], path: str | os.PathLike) -> None:
-    """Write a CSV with a row per group and snapshot; see `GroupPoint`."""
-    with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for name, points in curves.items():
-            for p in points:
-                values = (p.num_memorized, p.num_nearest, p.num_training, p.num_replayed, p.num_samples)
-                writer.writerow([name, p.kimg, p.epochs, p.share, *p.interval, p.ratio, *values])
-
-
-def read_group_curves(path: str | os.PathLike) -> dict[str, list[GroupPoint]]:
-    """The curves from what `write_group_curves` has written.
-
-    Raises
-    ------
-    ValueError
-        If the file is no such table.
-    OSError
-        If it cannot be read.
-    """
-    counts = ("num_memorized", "num_nearest", "num_replayed", "num_training", "num_samples")
-    curves: dict[str, list[GroupPoint]] = {}
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        sizes = {row["group"]: int(row["num_training"]) for row in rows}
-        for row in rows:
-            numbers = {name: int(row[name]) for name in counts}
-            point = GroupPoint(float(row["kimg"]), float(row["epochs"]), **numbers, total=sum(sizes.values()))
-            _ = point.interval  # refuses counts that are none
-            curves.setdefault(row["group"], []).append(point)
-        if not curves:
-            raise ValueError("no rows")
-    except (ValueError, KeyError, TypeError, ZeroDivisionError, csv.Error) as err:
-        raise ValueError(f'"{path}" is no table of groups over the training of a run.') from err
-    return curves
-
-
-def group_figure(curves: dict[str, list[GroupPoint]], path: str | os.PathLike, *, title: str | None = None) -> None:
-    """Draw the share of each group over the epochs, with 95 % bands, and the fraction of its images that are copied.
-
-    Raises
-    ------
-    ValueError
-        If there are no groups, or the suffix of `path` is no format that can be drawn.
-    """
-    if not curves:
-        raise ValueError("There are no groups to draw.")
-    check_format(path)
-    fig = Figure(figsize=(9.0, 3.6), dpi=200, layout="constrained")
-    left, right = fig.subplots(1, 2)
-    others = iter(_OTHER * len(curves))
-    for name, points in curves.items():
-        color = _COLORS.get(name) or next(others)
-        epochs = [p.epochs for p in points]
-        label = f"{name} ({points[-1].num_training})"
-        left.plot(epochs, [p.share for p in points], "o-", color=color, markersize=3, label=label)
-        left.fill_between(epochs, *zip(*(p.interval for p in points)), color=color, alpha=0.15, linewidth=0)
-        copied = [100 * p.num_replayed / p.num_training for p in points]
-        right.plot(epochs, copied, "o-", color=color, markersize=3, label=label)
-    left.set_ylabel("copies per training image,\nrelative to the mean at 100 %")
-    right.set_ylabel("training images copied\nat least once (%)")
-    for ax in (left, right):
-        ax.set_xlabel("training epochs")
-        ax.set_ylim(bottom=0)
-        ax.grid(color="0.92", linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=9, title="group (training images)", title_fontsize=9)
-    if title:
-        fig.suptitle(title, fontsize=11)
-    save_figure(fig, path)
+    strata, sizes = [], []
+    for size, some in by_size(runs).items():
+        if all(name in run.curves for run in some for name in ("inlier", group)):
+            counts = [
+                np.array([[p.num_memorized / p.num_samples for p in run.curves[name]] for run in some])
+                for name in (group, "inlier")
+            ]
+            epochs = np.array([p.epochs for p in some[0].curves[group]])
+            strata.append((epochs, (counts[0], None), (counts[1], None)))
+            sizes.append(size)
+    timing, units = strata_test(strata)
+    return timing, dict(zip(sizes, units))

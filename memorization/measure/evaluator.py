@@ -9,6 +9,7 @@ from typing import IO, Any
 import torch
 
 from memorization.measure.gap import GapMeter
+from memorization.measure.held_out import HeldOutControl
 from memorization.measure.ledger import Ledger
 from memorization.measure.meter import SnapshotMeter, Unreadable
 from memorization.measure.progress import Progress
@@ -32,6 +33,7 @@ class Evaluator:
     describe : (record, note at the end of the first line) -> the lines that report it
     open_meter : (network, header of its snapshot) -> what measures the gap, too; called once, for the first snapshot
     quality : what measures the quality of the images, too
+    control : what counts the copies of held-out images, too
     outdir : folder for PNGs, with a folder per snapshot; the images are then made anew
     subdirs : put every 1000 seeds into a folder of their own
     remeasure : measure again what is known
@@ -58,13 +60,14 @@ class Evaluator:
         *,
         open_meter: Callable[[torch.nn.Module, dict[str, Any]], GapMeter] | None = None,
         quality: QualityMeter | None = None,
+        control: HeldOutControl | None = None,
         outdir: Path | None = None,
         subdirs: bool = False,
         remeasure: bool = False,
         quiet: bool = False,
     ):
         self.progress = Progress(len(task.seeds), quiet)
-        self.meter = SnapshotMeter(reference, task, self.progress, open_meter, quality)
+        self.meter = SnapshotMeter(reference, task, self.progress, open_meter, quality, control)
         self.ledger = Ledger(log, task, reference, self._tell_once)
         self.reference, self.task, self.describe = reference, task, describe
         self.outdir, self.subdirs, self.remeasure = outdir, subdirs, remeasure
@@ -164,6 +167,9 @@ class Evaluator:
                 record = self.ledger.update(record, gap=self.meter.measure_gap(subject))
             if self.meter.lacks_quality(record, self.remeasure):
                 record = self.ledger.update(record, quality=self.meter.measure_quality(subject, record))
+            if self.meter.lacks_held_out(record, self.remeasure):
+                record = self.ledger.update(record, held_out=self.meter.measure_held_out(subject, record))
+            self.meter.forget_images()
             return record, measured
 
     def _known(self, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -171,7 +177,8 @@ class Evaluator:
         return None if self.remeasure or self.outdir is not None else self.ledger.find(settings)
 
     def _lacks_more(self, record: dict[str, Any]) -> bool:
-        return self.meter.lacks_gap(record, self.remeasure) or self.meter.lacks_quality(record, self.remeasure)
+        lacks = (self.meter.lacks_gap, self.meter.lacks_quality, self.meter.lacks_held_out)
+        return any(lack(record, self.remeasure) for lack in lacks)
 
     def _lacks_results(self, record: dict[str, Any]) -> bool:
         return lacks_results(record, self.task, self.reference)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from memorization.measure.gap import GapMeter
+from memorization.measure.held_out import HeldOutControl
 from memorization.measure.progress import Progress
 from memorization.measure.quality_meter import QualityMeter
 from memorization.measure.ratio import (
@@ -42,6 +43,7 @@ class SnapshotMeter:
     progress : is told of batches and rows
     open_gap : (network, header of its snapshot) -> what measures the gap, too; called once, for the first snapshot
     quality : what measures the quality of the images, too
+    control : what counts the copies of held-out images, too
 
     Raises
     ------
@@ -56,6 +58,7 @@ class SnapshotMeter:
         progress: Progress,
         open_gap: Callable[[torch.nn.Module, dict[str, Any]], GapMeter] | None = None,
         quality: QualityMeter | None = None,
+        control: HeldOutControl | None = None,
     ):
         check_seeds(task.seeds)
         check_reference(reference.images)
@@ -63,7 +66,7 @@ class SnapshotMeter:
             criterion.check(len(reference.images))
         self.reference, self.task, self.progress = reference, task, progress
         self._open_gap, self._gap = open_gap, None
-        self._quality = quality
+        self._quality, self._control = quality, control
         self._made: dict[int, np.ndarray] = {}  # this rank's images of the snapshot that is measured, by seed
         self._compiled: Denoiser | None = None
         self._noted = False
@@ -145,7 +148,7 @@ class SnapshotMeter:
         def on_batch(batch_seeds: list[int], batch: torch.Tensor) -> None:
             if writer is not None:
                 writer.save(batch_seeds, batch)
-            if self._quality is not None:
+            if self._quality is not None or self._control is not None:
                 self._made.update(zip(batch_seeds, batch.numpy()))
             progress.batch(len(batch_seeds))
 
@@ -189,18 +192,34 @@ class SnapshotMeter:
         return self._quality is not None and (anew or not self._quality.holds(record))
 
     def measure_quality(self, subject: Subject, record: dict[str, Any]) -> dict[str, Any]:
-        """The entry `quality` of the record, of the images that `measure` has just made; others are made again."""
-        task, meter = self.task, self._quality
+        """The entry `quality` of the record; see `_images`."""
         self.progress.doing(f"{subject.name} quality")
-        seeds = task.measured_seeds(record)
+        images = self._images(subject, record)
+        vectors = self._quality.embed(images)
+        return self._quality.merged(record, self._quality.measure(list(self._made), vectors))
+
+    def lacks_held_out(self, record: dict[str, Any], anew: bool = False) -> bool:
+        """Whether copies of held-out images are asked for and the record has none, or they are to be counted anew."""
+        return self._control is not None and (anew or not self._control.holds(record))
+
+    def measure_held_out(self, subject: Subject, record: dict[str, Any]) -> dict[str, Any]:
+        """The entry `held_out` of the record; see `_images`."""
+        self.progress.doing(f"{subject.name} held-out")
+        return self._control.measure(self._images(subject, record))
+
+    def forget_images(self) -> None:
+        """The snapshot is done with; the images of the next are others."""
+        self._made = {}
+
+    def _images(self, subject: Subject, record: dict[str, Any]) -> np.ndarray:
+        """This rank's images of a record, uint8 [n, C, H, W], as `measure` just made them; others are made again."""
+        task = self.task
         there = {seed for part in dist.gather(list(self._made)) for seed in part}
-        share = split_seeds([seed for seed in seeds if seed not in there])
+        share = split_seeds([seed for seed in task.measured_seeds(record) if seed not in there])
         net = self.load(subject)[0]
         for some, batch in made_images(
             net, share, task.batch, class_idx=task.class_idx, sampler_kwargs=task.sampler_kwargs
         ):
             self._made.update(zip(some, batch.numpy()))
-        images, self._made = self._made, {}
         empty = np.empty((0, *self.reference.images.shape[1:]), dtype=np.uint8)
-        vectors = meter.embed(np.stack(list(images.values())) if images else empty)
-        return meter.merged(record, meter.measure(list(images), vectors))
+        return np.stack(list(self._made.values())) if self._made else empty

@@ -1,25 +1,27 @@
 """What a record says beyond R_mem: other thresholds, other criteria, classes and groups; all of it from distances."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from dnnlib.repeats import Repeats
+from dnnlib.repeats import Repeats, find_repeats
 from memorization.measure.criteria import Criterion, memorized, other_distance
 from memorization.measure.feature_space import FeatureSpace
+from memorization.measure.gap import ImageSet
 from memorization.measure.groups import group_table, label_groups
 from memorization.measure.knn import Neighbors
 from memorization.measure.ratio import Measurement
 from memorization.stats.intervals import wilson_interval
 from torch_utils import distributed as dist
-from training.dataset import ImageFolderDataset
+from training.dataset import ImageFolderDataset, files_left_out
 from training.fingerprint import array_sha256
 from training.optim import read_npz
 
+REPEATS = "training images that repeat another one"
 NOT_NEEDED = "images of which the verdict had no need"
 
 
@@ -135,6 +137,37 @@ def read_groups(path: str | os.PathLike) -> tuple[np.ndarray | None, list[str] |
         data = ImageFolderDataset(path)
         return data.file_labels(), data.groups()
     return read_npz(path)[1], None
+
+
+def read_reference(
+    path: str,
+    device: torch.device | str,
+    *,
+    unique: bool = False,  # each different image once
+    features: Callable[[np.ndarray], FeatureSpace] | None = None,  # of these images, if wanted
+    note: Callable[[str], Any] = lambda _: None,  # is told what a user should know
+) -> Reference:
+    """The training images of a dataset, with their classes and groups."""
+    images = ImageSet.read(path).images
+    labels = groups = None
+    try:
+        labels, groups = read_groups(path)
+    except ValueError as err:
+        note(f"Note: no ratio per class or group. {err}")
+    digest, size = array_sha256(images), len(images)
+    repeats = find_repeats(images)
+    if text := repeats.describe("training images"):
+        note(f"Note: {text if not unique else text.partition(';')[0] + '; each is compared with once.'}")
+    if unique:
+        images = images[repeats.distinct]
+        labels = None if labels is None else labels[repeats.distinct]
+        groups = None if groups is None else [groups[i] for i in repeats.distinct]
+    left_out = {REPEATS: len(repeats.first) - len(images)} if unique else {}
+    return Reference(
+        path, images, device, labels=labels, groups=groups, features=features(images) if features else None,
+        repeats=repeats, unique=unique, dataset_sha256=digest, dataset_size=size,
+        left_out=left_out | files_left_out(path),
+    )  # fmt: skip
 
 
 def find_results(rows: Measurement, task: Task, reference: Reference) -> dict[str, Any]:

@@ -24,10 +24,15 @@ Being linear in the counts, z is what it would be on average over all ways to th
 smaller one in every evaluation, so nothing is thinned. A group that has not risen by the end (level within two standard
 errors of 0 over units) is censored: neither late nor early, and there is no p-value.
 
+Units may come from several settings, with epochs and curves of their own (`strata_test`). Steps 1 to 3 are then done in
+each setting, whose fit and means are its own; z_r is symmetric under the null in each, whatever its scale, so that the
+signs of all units are flipped together. Settings in which the group or the reference has not risen add no units.
+
 What the null leaves open: groups whose curves differ in slope are told apart, too, where one is later at half.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +45,7 @@ _SLOPES = np.array([0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0])
 _HALVES = 60  # nodes of the grid
 
 Answer = Literal["later", "earlier", "not shown", "reference not risen", "not risen", "none"]
+Counts = tuple[np.ndarray, np.ndarray | None]  # [R, E], memorized and all points near a group
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,8 @@ def pooled_shares(memorized: np.ndarray, nearest: np.ndarray) -> np.ndarray:
 
 def timing_test(
     epochs: np.ndarray,
-    group: tuple[np.ndarray, np.ndarray | None],
-    reference: tuple[np.ndarray, np.ndarray | None],
+    group: Counts,
+    reference: Counts,
     flips: np.ndarray | None = None,
 ) -> Timing:
     """Whether `group` rises later or earlier than `reference`, by the test of the module.
@@ -141,20 +147,48 @@ def timing_test(
     -------
     Timing; its `answer` is wrong in at most 5 % of studies in which the two curves differ in floor and level alone
     """
+    found = _later_by(epochs, group, reference)
+    return Timing(found) if isinstance(found, str) else _tell(found, flips)
+
+
+def strata_test(strata: Sequence[tuple[np.ndarray, Counts, Counts]]) -> tuple[Timing, list[Answer | int]]:
+    """`timing_test` of units of several settings: arguments (epochs, group, reference) of each setting.
+
+    Returns
+    -------
+    The answer of all units together; and of each setting how many units it has added, or why none.
+    """
+    found = [_later_by(*stratum) for stratum in strata]
+    units: list[Answer | int] = [each if isinstance(each, str) else len(each) for each in found]
+    differences = [each for each in found if not isinstance(each, str)]
+    if differences:
+        return _tell(np.concatenate(differences)), units
+    # None has risen: say what is lacking least.
+    return Timing(min(units, key=("not risen", "reference not risen", "none").index, default="none")), units
+
+
+def _tell(later: np.ndarray, flips: np.ndarray | None = None) -> Timing:
+    p_later, p_earlier = sign_flip_test(later, flips), sign_flip_test(-later, flips)
+    answer: Answer = "later" if 2 * p_later <= 0.05 else "earlier" if 2 * p_earlier <= 0.05 else "not shown"
+    return Timing(answer, p_later, p_earlier)
+
+
+def _later_by(epochs: np.ndarray, group: Counts, reference: Counts) -> np.ndarray | Answer:
+    """z of the module, [R], positive where the group is later; or why there is none."""
     if group[1] is None:
         curves, weights = [np.asarray(group[0], float), np.asarray(reference[0], float)], np.ones(len(epochs))
         if not curves[0].any() or not curves[1].any():
-            return Timing("none")
+            return "none"
     else:
         curves = [pooled_shares(memorized, nearest) for memorized, nearest in (group, reference)]
         a, b = group[1].mean(axis=0), reference[1].mean(axis=0)
         weights = np.divide(a * b, a + b, out=np.zeros(len(epochs)), where=(a > 0) & (b > 0))
         if not weights.any():
-            return Timing("none")
+            return "none"
     weights = weights / weights.sum()
     fit = RiseFits(epochs, weights).best(curves[1].mean(axis=0, keepdims=True))[0]
     if not fit.level > 0:
-        return Timing("reference not risen")
+        return "reference not risen"
     rise = logistic(np.asarray(epochs, float), fit.half, fit.slope)
     f = rise - weights @ rise
     h = fit.slope * rise * (1 - rise)
@@ -162,16 +196,14 @@ def timing_test(
     h -= f * (weights @ (h * f)) / (weights @ f**2)
     score, level = [s @ (weights * h) for s in curves], [s @ (weights * f) / (weights @ f**2) for s in curves]
     if not above_zero(level[1]):
-        return Timing("reference not risen")
+        return "reference not risen"
     if not above_zero(level[0]):
-        return Timing("not risen")
+        return "not risen"
     slope = score[1].mean() / level[1].mean()
     parts = [(u - slope * v) / v.mean() for u, v in zip(score, level)]
     later = parts[1] - parts[0]
     later[np.abs(later) < 1e-12] = 0  # rounding is no difference
-    p_later, p_earlier = sign_flip_test(later, flips), sign_flip_test(-later, flips)
-    answer: Answer = "later" if 2 * p_later <= 0.05 else "earlier" if 2 * p_earlier <= 0.05 else "not shown"
-    return Timing(answer, p_later, p_earlier)
+    return later
 
 
 def above_zero(values: np.ndarray) -> bool:

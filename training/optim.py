@@ -249,7 +249,7 @@ class OptimEDM(torch.nn.Module):
         if self.dense if self.dense is not None else u.is_cuda:
             sums, counts = self._evaluate_densely(u, variance, class_labels, details)
         else:
-            sums, counts = self._evaluate_skipping(u, variance, class_labels)
+            sums, counts = self._evaluate_skipping(u, variance, class_labels, details)
         if self.shard:
             sums.nearest += self.first
             parts = self._gather(torch.cat([torch.stack([sums.top, sums.total, sums.moment]).t(), sums.mean], dim=1))
@@ -322,7 +322,9 @@ class OptimEDM(torch.nn.Module):
         """Whether the images in bfloat16 take at most 60 % of the free memory of a CUDA device; True elsewhere."""
         return device.type != "cuda" or 2 * self.images.numel() <= 0.6 * torch.cuda.mem_get_info(device)[0]
 
-    def _evaluate_skipping(self, u: Tensor, variance: Tensor, class_labels: Tensor | None) -> tuple[Sums, Tensor]:
+    def _evaluate_skipping(
+        self, u: Tensor, variance: Tensor, class_labels: Tensor | None, details: bool
+    ) -> tuple[Sums, Tensor]:
         """Images that provably carry no weight are left out, row by row; see the docstring of the class."""
         sums = Sums.empty(len(u), u.shape[1], u.device)
         counts = torch.full([len(u)], float(self.size), dtype=torch.float64, device=u.device)
@@ -335,7 +337,7 @@ class OptimEDM(torch.nn.Module):
                     raise ValueError(f"The training set has no image of class {group}.")
                 counts[rows] = count
             if members is None or len(members):
-                self._evaluate_rows(sums, group, rows, u[rows], variance[rows], members)
+                self._evaluate_rows(sums, group, rows, u[rows], variance[rows], members, details)
         return sums, counts
 
     def _groups(
@@ -362,7 +364,7 @@ class OptimEDM(torch.nn.Module):
             yield c, rows[classes == c], members
 
     def _evaluate_rows(
-        self, sums: Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, members: Tensor | None
+        self, sums: Sums, group: int, rows: Tensor, u: Tensor, variance: Tensor, members: Tensor | None, details: bool
     ) -> None:
         """Fill in `rows` of `sums`: from memory where it proves enough, else by a dense pass over `members`."""
         count = len(self.images) if members is None else len(members)
@@ -380,14 +382,14 @@ class OptimEDM(torch.nn.Module):
             dense = self._from_memory(sums, group, rows, u, variance, reach)
         if dense.any():
             which = dense.nonzero().flatten().to(u.device)
-            part, memories = self._dense(group, u[which], variance[which], reach[which], members)
+            part, memories = self._dense(group, u[which], variance[which], reach[which], members, details)
             sums.put(rows[which], part)
             if use_memory:
                 for i, memory in zip(rows[which].tolist(), memories):
                     self._memory[i] = memory
 
     def _dense(
-        self, group: int, u: Tensor, variance: Tensor, reach: Tensor, members: Tensor | None
+        self, group: int, u: Tensor, variance: Tensor, reach: Tensor, members: Tensor | None, details: bool
     ) -> tuple[Sums, list[_Memory | None]]:
         """One pass over all images (or `members`), in chunks; and what to remember of it."""
         batch, dim = u.shape
@@ -408,7 +410,7 @@ class OptimEDM(torch.nn.Module):
             v = self._pixels(slice(start, start + chunk) if index is None else index, torch.float32)
             square = self.square[start : start + chunk] if index is None else self.square[index]
             h = _project(v, terms, exact).add_(square.to(torch.float32)[:, None])  # |v|^2 - 2 u.v, [chunk, batch]
-            lowest, where = h.min(0)
+            lowest, where = h.min(0) if details else (h.amin(0), None)
             lowest = lowest.to(torch.float64)
 
             # Remember what lies within reach of the nearest so far; a row with too many is broad.
@@ -430,10 +432,11 @@ class OptimEDM(torch.nn.Module):
             # Add up the weights, of rows for which the chunk matters at all.
             logit = lowest * scale
             top = torch.maximum(sums.top, logit)
-            nearest = where + start if index is None else index[where]
-            sums.nearest = torch.where(logit > sums.top, nearest, sums.nearest)
             factor = decay(sums.top, top)
-            sums.moment = factor * (sums.moment + shift(sums.top, top) * sums.total)
+            if details:
+                nearest = where + start if index is None else index[where]
+                sums.nearest = torch.where(logit > sums.top, nearest, sums.nearest)
+                sums.moment = factor * (sums.moment + shift(sums.top, top) * sums.total)
             sums.total *= factor
             mean *= factor[:, None]
             sums.top = top
@@ -444,12 +447,13 @@ class OptimEDM(torch.nn.Module):
                     active = matters.nonzero().flatten()
                     if not len(active):
                         continue
-            e = h[:, active] - (top / scale)[active].to(torch.float32)
+            e = h[:, active].sub_((top / scale)[active].to(torch.float32))
             e = e.mul_(scale[active].to(torch.float32)).clamp_(min=-60)  # exp is slow on denormal results
-            relative = e.clone()
+            relative = e.clone() if details else None
             e.exp_()
             sums.total[active] += e.sum(0, dtype=torch.float64)
-            sums.moment[active] += relative.mul_(e).sum(0, dtype=torch.float64)
+            if details:
+                sums.moment[active] += relative.mul_(e).sum(0, dtype=torch.float64)
             mean[active] += _combine(v, _split(e), exact)
 
         # Logits so far lack |u|^2.
@@ -558,7 +562,8 @@ class OptimEDM(torch.nn.Module):
     def _pixels(self, which: slice | Tensor, dtype: torch.dtype) -> Tensor:
         """Varying pixels of some images, [count, dim], 0..255."""
         part = self.images[which.to(self.images.device) if isinstance(which, Tensor) else which]
-        return self._crop(part).to(self.square.device, non_blocking=True).to(dtype)
+        part = part[(slice(None), *self._box)].to(self.square.device, non_blocking=True)
+        return part.to(dtype).flatten(1)  # in this order a crop is copied once
 
     def _crop(self, images: Tensor) -> Tensor:
         """Cut off the constant border, [count, C, H, W] -> [count, dim]."""

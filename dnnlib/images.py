@@ -493,6 +493,7 @@ def describe_counts(counts: dict[str, int], details: dict[str, dict[str, int]] |
     parts = []
     for reason, number in counts.items():
         more = ", ".join(f"{what} {count}" for what, count in sorted((details or {}).get(reason, {}).items()))
+        reason = re.sub("^(run folder|measurement)s", r"\1", reason) if number == 1 else reason
         parts.append(f"{number} {reason} ({more})" if more else f"{number} {reason}")
     return ", ".join(parts)
 

@@ -791,7 +791,7 @@ def test_curves_say_what_they_leave_out(run_cli, tmp_path):
         path.write_text("".join(json.dumps(record | {"seeds": seeds}) + "\n" for seeds in ("0-9", "10-19")))
     (tmp_path / "runs/new").mkdir()
     (tmp_path / "runs/new/training_options.json").write_text("{}")
-    sentence = "Left out: 1 run folders, 3 measurements of snapshots that were measured more than once."
+    sentence = "Left out: 1 run folder, 3 measurements of snapshots that were measured more than once."
     counts = {RUN_FOLDERS: 1, OTHER_MEASUREMENTS: 3}
     for command in ("curve", "trajectory"):
         out = run_cli(emm.main, [command, f"{tmp_path}/runs", f"--out={tmp_path}/{command}.png"]).stdout

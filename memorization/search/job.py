@@ -1,7 +1,7 @@
 """One job: train one network, then measure it. Of a search for EMM, or of a factor script.
 
     python -m memorization.search.job JOB.json
-    python -m memorization.search.job RUN_DIR TRAIN... --then MEASURE...    writes RUN_DIR/job.json and does it
+    python -m memorization.search.job RUN_DIR TRAIN... --then [MEASURE...]    writes RUN_DIR/job.json and does it
 
 The job says in JSON: `run_dir`, and the command lines `train` and `measure` (lists of words). Beside it lie
 NAME.log (what the commands print), NAME.stop (made by whoever wants the job to save its state and end) and
@@ -60,7 +60,7 @@ class SearchJob:
         run_dir = Path(job["run_dir"])
         with open(self.path.with_suffix(".log"), "a", encoding="utf-8") as log:
             for is_done, command in [(is_trained(run_dir), job["train"]), (False, job["measure"])]:
-                status = 0 if is_done else self._call(command, log)
+                status = 0 if is_done or not command else self._call(command, log)
                 if status != 0:
                     return status
         return 0

@@ -335,6 +335,11 @@ def _log_axes(ax: Axes, x: str, y: str) -> None:
     ax.set_yscale("log")
     ax.set_xlabel(x)
     ax.set_ylabel(y)
+    quiet(ax)
+
+
+def quiet(ax: Axes) -> None:
+    """How all axes of the project look: a light grid behind the data, no frame above and on the right."""
     ax.grid(color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

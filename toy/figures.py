@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no backend, no global state, nothing to close
 
+from memorization.plots import quiet
 from toy.data import GROUPS
 from toy.study import Curves, Result, share
 
@@ -87,6 +88,4 @@ def _epoch_axis(ax: Axes, curves: Curves) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("epochs trained")
-    ax.grid(color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    quiet(ax)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from memorization.curve.agreement import Agreement
 from memorization.curve.lines import Line, Trajectory
 from memorization.curve.timescales import Timescales
-from memorization.plots import check_format, save_figure
+from memorization.plots import check_format, quiet, save_figure
 
 _GREY, _RED = "#6e6e6e", "#c8372d"
 # Okabe & Ito's colours for all kinds of colour vision, dark and light in turn, so that neighbours differ in grey.
@@ -180,9 +180,7 @@ def _quality_axis(ax: Axes, x: str, label: str, floor: float | None, trajectorie
         )  # fmt: skip
     ax.set_xlabel(x)
     ax.set_ylabel(label)
-    ax.grid(color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    quiet(ax)
 
 
 def timescales_figure(found: Sequence[Timescales], path: str | os.PathLike, *, title: str | None = None) -> None:
@@ -242,9 +240,7 @@ def timescales_figure(found: Sequence[Timescales], path: str | os.PathLike, *, t
                 right.plot(time / size, 100 * ratio, linewidth=1.2, label=label, **dict(style, markersize=3.5))
         right.legend(frameon=False, fontsize=8)
         for ax in (left, right):
-            ax.grid(color="0.92", linewidth=0.8)
-            ax.set_axisbelow(True)
-            ax.spines[["top", "right"]].set_visible(False)
+            quiet(ax)
     if title:
         fig.suptitle(title, fontsize=11)
     save_figure(fig, path)
@@ -290,9 +286,7 @@ def _ratio_axis(ax: Axes, x: str) -> None:
     ax.set_ylim(-3, 105)
     ax.set_xlabel(x)
     ax.set_ylabel(_R_MEM)
-    ax.grid(color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    quiet(ax)
 
 
 def _title(fig: Figure, ax: Axes, title: str | None, beside_legend: bool) -> None:
@@ -380,9 +374,7 @@ def agreement_figure(found: Sequence[Agreement], path: str | os.PathLike, *, tit
             each_ax.xaxis.set_minor_locator(NullLocator())
             each_ax.set_xlabel("training images of each network |D|")
     for each_ax in axes:
-        each_ax.grid(color="0.92", linewidth=0.8)
-        each_ax.set_axisbelow(True)
-        each_ax.spines[["top", "right"]].set_visible(False)
+        quiet(each_ax)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8, ncols=3)
     if title:
         fig.suptitle(title, fontsize=11)

@@ -17,7 +17,7 @@ from memorization.curve.group_curves import (
     share_over_seeds,
     to_optimum,
 )
-from memorization.plots import check_format, save_figure
+from memorization.plots import check_format, quiet, save_figure
 
 _COLORS = {"inlier": "#0072B2", "duplicate": "#007A5A", "outlier": "#D55E00"}
 _OTHER = ("#CC79A7", "#8C3B00", "#56B4E9", "#000000", "#B5A300")
@@ -238,9 +238,7 @@ def group_figure(runs: Sequence[GroupRun], path: str | os.PathLike, *, title: st
         for ax in (left, right):
             ax.set_xlabel("training epochs")
             ax.set_ylim(bottom=0)
-            ax.grid(color="0.92", linewidth=0.8)
-            ax.set_axisbelow(True)
-            ax.spines[["top", "right"]].set_visible(False)
+            quiet(ax)
         left.legend(frameon=False, fontsize=8, title="group (training images)", title_fontsize=8)
     if compared:
         axes[0][1].plot([], [], "--", color="0.4", label="optimum of the training set")

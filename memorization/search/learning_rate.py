@@ -60,7 +60,9 @@ def try_rates(runs: Sequence[Run]) -> list[Rate]:
         if state not in ("complete", "failed") or not isinstance(rate, int | float):
             raise ValueError(f'"{run.path}" is no run that has ended and says its --lr; train it to its end.')
         if others := sorted(k for k in run.command.keys() | runs[0].command.keys() if _differs(k, run, runs[0])):
-            raise ValueError(f'"{run.path}" and "{runs[0].path}" differ in {", ".join(others)}; they may in --lr alone.')
+            raise ValueError(
+                f'"{run.path}" and "{runs[0].path}" differ in {", ".join(others)}; they may in --lr alone.'
+            )
         if rate in found:
             raise ValueError(f"Two runs have the learning rate {rate:g}; name one of each.")
         found[rate] = Rate(rate, None if state == "failed" else last_loss(run))

@@ -2,9 +2,9 @@
 
     python -m memorization.search.learning_rate RUN...    prints the rate; the losses go to stderr
 
-The RUNs differ in --lr alone. The rule: the rate whose loss, averaged over the last quarter of the training, is the lowest. A
-run whose loss was not finite is out. R_mem is not looked at, and need not have been measured: a factor whose values want
-different rates is compared at the rate that trains each best, not at the one that memorizes most.
+The RUNs differ in --lr alone. The rule: the rate whose loss, averaged over the last quarter of the training, is the
+lowest. A run whose loss was not finite is out. R_mem is not looked at, and need not have been measured: a factor whose
+values want different rates is compared at the rate that trains each best, not at the one that memorizes most.
 """
 
 import sys

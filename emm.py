@@ -42,6 +42,7 @@ from memorization.curve.timescales import (
 )
 from memorization.curve.timescales import timescales as find_timescales
 from memorization.measure.posterior import posterior_curves
+from memorization.origins import ORIGIN_COLUMNS, origin_table, origins
 from memorization.plots import check_format, collapse_curve
 from memorization.records import format_int_list
 from memorization.report.folder import read_runs_folder
@@ -580,6 +581,52 @@ def report(
     write_report(found, path, by=by, level=level, seed_sd=seed_sd, title=title, command=command)
     click.echo(f"{len(found.runs)} runs, {path.stat().st_size / 2**20:.1f} MiB\nReport: {path}")
     click.echo(left_out_sentence(found.left_out_counts()))
+
+
+@main.command(name="runs")
+@click.argument("folders", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
+@click.option("--out", help="The table as CSV, too", metavar="FILE")
+@report_errors
+def list_origins(folders: tuple[str, ...], out: str | None) -> None:
+    """What measured runs were made with, and how long they took: commit, machine, torch, threads, time.
+
+    One line for each of the given folders and each way in which the runs at and below it were trained. Training is the
+    time of all sessions of the runs, with what train.py measured on the way; measuring is that of mem_ratio.py for
+    generating and comparing images, without --gap and --quality. A commit that ends in -dirty had changes that were
+    not committed.
+
+    Example:
+
+    \b
+    # All factors of a study
+    python emm.py runs studies/small/* --out=origins.csv
+    """  # noqa: D301
+    if out is not None:
+        check_file(out, "--out")
+    found: list[tuple[str, Run]] = []
+    left_out: dict[str, str] = {}
+    for folder in folders:
+        paths, missing = find_runs([folder])
+        for path, reason in missing.items():
+            left_out[str(path)] = reason
+        for path in paths:
+            try:
+                run = read_run(path)
+                _ = run.seconds  # of files that may be damaged
+            except (ValueError, OSError) as err:
+                left_out[str(path)] = str(err)
+            else:
+                found.append((folder, run))
+    for path, reason in left_out.items():
+        click.echo(f"Left out: {path} ({reason}).", err=True)
+    if not found:
+        raise click.ClickException("No measured run found; train with train.py and measure with mem_ratio.py.")
+    table = origins(found)
+    click.echo("\n".join(origin_table(table)))
+    if out is not None:
+        write_csv(ORIGIN_COLUMNS, [origin.row() for origin in table], out)
+        click.echo(f"Table: {out}")
+    click.echo(left_out_sentence({RUN_FOLDERS: len(left_out)}))
 
 
 @main.command(context_settings=dict(max_content_width=120))

@@ -30,6 +30,7 @@ from memorization.measure.quality_meter import QualityMeter
 from memorization.report.commands import command_text, command_words
 from torch_utils import distributed as dist
 from torch_utils.determinism import deterministic_algorithms
+from torch_utils.machine import machine_name
 from torch_utils.threads import choose_threads, cpu_threads, network_work
 from training.dataset import ImageFolderDataset, describe_images
 from training.fingerprint import array_sha256, dataset_sha256
@@ -40,6 +41,7 @@ from training.run.checkpoint import State, latest_state, load_state
 from training.run.events import check_tensorboard
 from training.run.run_dir import open_run_dir, plan_run_dir, refuse_another_run
 from training.run.schedule import snapshot_steps
+from training.run.sessions import earlier_sessions, this_session
 from training.run.state import write_run_state
 from training.snapshots.snapshot import check_tensors, load_network
 from training.training_loop import OPTIMIZERS, EndOfRun, check_state, make_network, split_batch, training_loop
@@ -199,6 +201,7 @@ class Start:
     state: State | None  # from which it goes on
     weights: dict[str, torch.Tensor] | None  # with which it begins, of --transfer
     threads: int  # of the CPU
+    machine: str  # the CPU or GPU
     images: dict[str, Any]  # how many of the training images are the same, and which files and classes are left out
 
 
@@ -219,7 +222,7 @@ def run(opts: EasyDict, device: torch.device) -> bool:
         dist.print0("Nothing is trained: --dry-run.")
         return True
     observer = make_observer(opts, start.dataset, device)
-    options = recorded_options(opts, start)
+    options = recorded_options(opts, start, run_dir)
     with (
         open_run_dir(run_dir, options, numbered=not opts.nosubdir, overwrite=opts.overwrite) as run_dir,
         cpu_threads(start.threads),
@@ -289,13 +292,7 @@ def prepare(opts: EasyDict, device: torch.device) -> Start:
         c.optimizer_kwargs.update(betas=[0.9, 0.999], eps=1e-8)
     else:
         c.optimizer_kwargs.update(momentum=opts.momentum)
-    c.total_nimg = max(round(opts.duration * 20 * size), 1000)
-    if opts.total_kimg is not None or opts.total_steps is not None:
-        c.total_nimg = max(round(opts.total_kimg * 1000), 1) if opts.total_kimg else opts.total_steps * opts.batch
-    c.snap_nimg = []
-    if opts.snap_at is not None:
-        steps = snapshot_steps(opts.snap_at, -(-c.total_nimg // opts.batch), opts.batch)
-        c.snap_nimg = [step * opts.batch for step in steps]
+    c.total_nimg, c.snap_nimg = planned_images(opts, size)
     c.ema_halflife_nimg = opts.ema * 20 * size
     c.lr_rampup_nimg = opts.lr_rampup * size
     c.ema_rampup_ratio = None if opts.transfer is not None else 0.05
@@ -341,7 +338,24 @@ def prepare(opts: EasyDict, device: torch.device) -> Start:
     if empty:
         left_out[NO_IMAGE] = len(empty)
     images = dict(repeats.counts() if dist.get_rank() == 0 else {}, left_out=left_out)
-    return Start(c, dataset, state, weights, threads, dist.broadcast(images))
+    return Start(c, dataset, state, weights, threads, machine_name(device), dist.broadcast(images))
+
+
+def planned_images(opts: EasyDict, size: int) -> tuple[int, list[int]]:
+    """How many images a run sees that has `size` training images, and after how many of them --snap-at lists snapshots.
+
+    Raises
+    ------
+    ValueError
+        If --snap-at does not fit such a run.
+    """
+    total = max(round(opts.duration * 20 * size), 1000)
+    if opts.total_kimg is not None or opts.total_steps is not None:
+        total = max(round(opts.total_kimg * 1000), 1) if opts.total_kimg else opts.total_steps * opts.batch
+    if opts.snap_at is None:
+        return total, []
+    steps = snapshot_steps(opts.snap_at, -(-total // opts.batch), opts.batch)
+    return total, [step * opts.batch for step in steps]
 
 
 def find_latest(opts: EasyDict) -> State | None:
@@ -508,8 +522,8 @@ def command_in_effect(opts: EasyDict, c: EasyDict) -> dict[str, Any]:
     return command | without_effect | {"overwrite": opts.overwrite}
 
 
-def recorded_options(opts: EasyDict, start: Start) -> dict:
-    """What training_options.json holds: the loop's arguments, and the options they come from."""
+def recorded_options(opts: EasyDict, start: Start, run_dir: Path) -> dict:
+    """What training_options.json holds: the loop's arguments, the options they come from, and with what it is done."""
     c = start.loop
     used: dict[str, Any] = dict(command=command_in_effect(opts, c))
     used |= {k: opts[k] for k in ["arch", "precond", "cond", "ema", "num_blocks", "num_channels", "embed"]}
@@ -520,6 +534,9 @@ def recorded_options(opts: EasyDict, start: Start) -> dict:
     used["deterministic"] = opts.deterministic
     used |= dict(total_kimg=c.total_nimg / 1000, num_processes=dist.get_world_size(), versions=versions())
     used |= dict(transfer=opts.transfer, resume=opts.resume if opts.resume != LATEST else None, threads=start.threads)
+    state = start.state
+    began = this_session(start.machine, start.threads, state.shared["nimg"] / 1000 if state is not None else 0)
+    used["sessions"] = [*earlier_sessions(run_dir, state.path if state is not None else None), began]
     return dict(used, training_images=start.images, **c)
 
 
@@ -557,7 +574,7 @@ def print_options(opts: EasyDict, start: Start, run_dir: Path, device: torch.dev
     for name, fact in facts.items():
         dist.print0(f"{name + ':':<17}{fact}")
     if opts.show_options:
-        dist.print0(json.dumps(recorded_options(opts, start), indent=2))
+        dist.print0(json.dumps(recorded_options(opts, start, run_dir), indent=2))
     if opts.stop_at_mem is not None and few:
         dist.print0("Note: there are too few snapshots to end early; lower --tick or --snap.")
 

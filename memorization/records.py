@@ -314,13 +314,15 @@ def _wrong_entry(record: dict[str, Any]) -> str | None:
     kinds = dict.fromkeys(("thresholds", "criteria", "classes", "groups", "grouping", "repeats", "left_out"), dict)
     kinds |= {"compile": bool, "other_reference": bool}
     kinds |= dict.fromkeys(("sampler", "adaptive", "sequential", "gap", "quality", "held_out"), dict | None)
-    kinds |= dict.fromkeys(("snapshot", "seeds", "reference", "precision"), str | None)
-    kinds |= dict(kimg=int | float | None, nimg=int | None, num_samples=int, num_memorized=int)
+    kinds |= dict.fromkeys(("snapshot", "seeds", "reference", "precision", "machine"), str | None)
+    kinds |= dict.fromkeys(("kimg", "seconds"), int | float | None)
+    kinds |= dict(nimg=int | None, num_samples=int, num_memorized=int)
     for key, kind in kinds.items():
         if key in record and not isinstance(record[key], kind):
             return key
-    if not math.isfinite(record.get("kimg") or 0):
-        return "kimg"
+    for key in ("kimg", "seconds"):
+        if not math.isfinite(record.get(key) or 0):
+            return key
     samples = record.get("num_samples", math.inf)
     if samples < 1:
         return "num_samples"

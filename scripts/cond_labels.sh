@@ -7,12 +7,17 @@ paper)
     SIZES=${SIZES:-"1000 2000 3000 4000 5000"}
     LABELS=${LABELS:-"none true random-1 random-10 random-50 random-100 random-500 random-1000 unique"}
     ;;
+medium)
+    SIZES=${SIZES:-"50 100 200"}
+    LABELS=${LABELS:-"none true random-10 unique"}
+    ;;
 small)
     SIZES=${SIZES:-"20 40 80"}
     LABELS=${LABELS:-"none true random-10 unique"}
     ;;
 esac
 
+images_shape=${shape%,*} # without classes
 for labels in $LABELS; do
     for size in $SIZES; do
         balanced "$size"
@@ -22,12 +27,12 @@ for labels in $LABELS; do
         random-*)
             name=$labels-$size.zip
             dataset "$name" dataset_utils/dataset_random.py --source="$data" --num-classes="${labels#random-}"
-            study "$labels" "$size" "$DATASETS/$name" --cond=1
+            shape=$images_shape,${labels#random-} study "$labels" "$size" "$DATASETS/$name" --cond=1
             ;;
         unique)
             name=unique-$size.zip
             dataset "$name" dataset_utils/dataset_unique.py --source="$data"
-            study unique "$size" "$DATASETS/$name" --cond=1
+            shape=$images_shape,$size study unique "$size" "$DATASETS/$name" --cond=1
             ;;
         *)
             echo "LABELS=$labels: choose none, true, random-C or unique." >&2

@@ -5,6 +5,7 @@ source "$(dirname "$0")/study.sh"
 CLASSES=${CLASSES:-"1 2 5 10"}
 case $SCALE in
 paper) SIZES=${SIZES:-"500 1000 2000 3000 5000"} ;;
+medium) SIZES=${SIZES:-"50 100 200"} ;;
 small) SIZES=${SIZES:-"20 40 80"} ;;
 esac
 
@@ -12,7 +13,7 @@ for classes in $CLASSES; do
     for size in $SIZES; do
         name=classes-$classes-$size.zip
         dataset "$name" dataset_utils/dataset_diversity.py --source="$SOURCE" --max-images="$size" \
-            --num-classes="$classes"
+            --num-classes="$classes" $images
         study "C=$classes" "$size" "$DATASETS/$name"
     done
 done

@@ -5,6 +5,7 @@ case ${SCALE:-} in small) SOURCE=${SOURCE:-/usr/share/datasets/fashion-mnist/tra
 source "$(dirname "$0")/study.sh"
 case $SCALE in
 paper) SIZES=${SIZES:-"1000 2000 4000 8000 16000"} RESOLUTIONS=${RESOLUTIONS:-"32 16 8"} ;;
+medium) SIZES=${SIZES:-"50 200"} RESOLUTIONS=${RESOLUTIONS:-"32 16 8"} ;;
 small) SIZES=${SIZES:-"20 40 80"} RESOLUTIONS=${RESOLUTIONS:-"32 16 8"} ;;
 esac
 
@@ -13,7 +14,7 @@ for resolution in $RESOLUTIONS; do
         name=dimension-$resolution-$size.zip
         dataset "$name" dataset_utils/dataset_dimension.py --source="$SOURCE" --max-images="$size" \
             --resolution="${resolution}x$resolution"
-        study "${resolution}x$resolution" "$size" "$DATASETS/$name" --attn-resolutions=$((resolution / 2))
+        shape=$resolution,${shape#*,} study "${resolution}x$resolution" "$size" "$DATASETS/$name" --attn-resolutions=$((resolution / 2))
     done
 done
 TITLE="Data dimension"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Diversity within a class (published Figure 2c): a part alpha of the images of one class of CIFAR-10 is replaced by
 # ImageNet images of the same animal. IMAGENET is the folder with n02085620, ...; ANIMAL dog, cat or bird.
-# At small scale: digits 3 and shoes of Fashion-MNIST.
+# At small scale: digits 3 and shoes of Fashion-MNIST. At medium scale: sneakers, and sandals of Fashion-MNIST, which
+# differ more among themselves.
 # Usage: SCALE=small scripts/data_intra_diversity.sh; the variables are explained in scripts/study.sh.
 source "$(dirname "$0")/study.sh"
-ALPHAS=${ALPHAS:-"0 0.2 0.5 0.8 1"}
 ANIMAL=${ANIMAL:-dog}
 case $SCALE in
 paper)
@@ -19,17 +19,22 @@ paper)
             --num-samples="$most"
     fi
     ;;
+medium)
+    SIZES=${SIZES:-"50 100 200"} CLASS=${CLASS:-7} ALPHAS=${ALPHAS:-"0 0.5 1"}
+    MIX=${MIX:-$SOURCE} MIX_CLASS=${MIX_CLASS:-5}
+    ;;
 small)
     SIZES=${SIZES:-"20 40 80"} CLASS=${CLASS:-3}
     MIX=${MIX:-/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz} MIX_CLASS=${MIX_CLASS:-7}
     ;;
 esac
+ALPHAS=${ALPHAS:-"0 0.2 0.5 0.8 1"}
 
 for alpha in $ALPHAS; do
     for size in $SIZES; do
         name=intra-$CLASS-$alpha-$size.zip
         dataset "$name" dataset_utils/intra_diversity.py --source="$SOURCE" --class="$CLASS" --mix="$MIX" \
-            ${MIX_CLASS:+--mix-class="$MIX_CLASS"} --inter-rate="$alpha" --max-images="$size"
+            ${MIX_CLASS:+--mix-class="$MIX_CLASS"} --inter-rate="$alpha" --max-images="$size" $images
         study "alpha=$alpha" "$size" "$DATASETS/$name"
     done
 done

@@ -1,17 +1,18 @@
 # What the factor scripts share: settings, datasets, runs, the curve. Sourced, not run.
 #
 #   SCALE=small    digits (8x8) on a CPU, minutes             SCALE=paper    CIFAR-10 with torchrun, as published
+#   SCALE=medium   Fashion-MNIST (16x16), two cores for a night or a GPU for less, see README.md
 #   OUT            results: runs/VALUE/SIZE-seedSEED, FACTOR.png, .csv, .json     [studies/$SCALE/FACTOR]
 #   DATASETS       dataset zips, shared by all factors        [datasets/$SCALE]; one of another SOURCE is made anew
-#   SOURCE         labelled images to draw the sets from      [CIFAR-10's archive; digits]
-#   SIZES, SEEDS   |D| of the runs; training seeds            [per factor; 1024]
-#   DURATION       epochs / 20                                [2000; 60]
+#   SOURCE         labelled images to draw the sets from      [CIFAR-10's archive; Fashion-MNIST's; digits]
+#   SIZES, SEEDS   |D| of the runs; training seeds            [per factor; 1024, at medium scale "1 2 3"]
+#   DURATION       epochs / 20                                [2000; 30; 60]
 #   STEPS          instead: steps, the same for every |D|; 1000 images at least
-#   SAMPLES        images per measured snapshot               [10000; 1000]
-#   NPROC, JOBS    processes per run; runs at a time          [8, 1; 1, 2]
+#   SAMPLES        images per measured snapshot               [10000; 1000; 1000]
+#   NPROC, JOBS    processes per run; runs at a time          [8, 1; 1, 2; 1, 2]
 #   LAUNCH         what starts a Python script            [python, or torchrun --standalone --nproc_per_node=$NPROC]
 #   TRAIN, MEASURE further options of every train.py and mem_ratio.py
-#   PLAN=1         only say what would be trained
+#   PLAN=1         only say what would be trained, and how long that takes: each network is timed here and now
 #   PREPARE=1      only make the datasets and say how many runs there are
 #   GRID=1         also a picture of generated images of each run, OUT/grid-VALUE-SIZE-seedSEED.png
 #   TASK=N         only the N-th run, from 1 (for the arrays of scripts/slurm)
@@ -23,13 +24,30 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export SCALE=${SCALE:-paper} PYTHON=${PYTHON:-python} PLAN=${PLAN:-} PREPARE=${PREPARE:-} TASK=${TASK:-}
-export SEEDS=${SEEDS:-1024} TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-} STEPS=${STEPS:-}
+export TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-} STEPS=${STEPS:-}
+images=   # options of the scripts that make datasets from SOURCE
+shape=    # of the images: resolution, channels, classes; what is empty is as in SOURCE
+other=${SOURCE:-}   # images that the scale does not know
 case $SCALE in
 paper)
     export SOURCE=${SOURCE:-datasets/cifar10/cifar-10-python.tar.gz}
     export DURATION=${DURATION:-2000} SAMPLES=${SAMPLES:-10000} NPROC=${NPROC:-8} JOBS=${JOBS:-1}
     basic="--arch=ddpmpp --precond=vp --num-blocks=2 --num-channels=128 --augment=0 --window-size=0 --lr=2e-4 --batch=512"
     sample="--batch=512 --subdirs"
+    shape=${other:+,,} shape=${shape:-32,3,10}
+    ;;
+medium)
+    # Between the others: published depth, resolutions (16, 8, 4) and skip connections, half of the published channels
+    # and no dropout, with small batches as at small scale. 600 epochs are 1,900 steps at |D| = 50 and 30,000 at 800 (small
+    # scale: 1,500 at 20; paper scale: 78,000 at 1000). README.md has the learning rate's why.
+    export SOURCE=${SOURCE:-/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz}
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} SEEDS=${SEEDS:-1 2 3}
+    export DURATION=${DURATION:-30} SAMPLES=${SAMPLES:-1000} NPROC=${NPROC:-1} JOBS=${JOBS:-2}
+    basic="--num-channels=64 --cres=1,1,1 --num-blocks=2 --attn-resolutions=8 --dropout=0 --augment=0 --batch=16"
+    basic="$basic --lr=2e-3 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=auto"
+    sample="--batch=250 --device=auto"
+    images=--resolution=16x16
+    shape=${other:+16,,} shape=${shape:-16,1,10}
     ;;
 small)
     export SOURCE=${SOURCE:-digits} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -37,14 +55,17 @@ small)
     basic="--num-channels=16 --cres=1,2 --num-blocks=1 --attn-resolutions=4 --dropout=0 --augment=0 --batch=16"
     basic="$basic --lr=1e-2 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=cpu"
     sample="--batch=250 --device=cpu"
+    shape=${other:+,,} shape=${shape:-8,1,10}
     ;;
 *)
-    echo "SCALE=$SCALE: choose small or paper." >&2
+    echo "SCALE=$SCALE: choose small, medium or paper." >&2
     exit 2
     ;;
 esac
 if [ "$NPROC" != 1 ]; then LAUNCH=${LAUNCH:-torchrun --standalone --nproc_per_node=$NPROC}; fi
-export LAUNCH=${LAUNCH:-} basic sample
+long=--duration=$DURATION
+if [ -n "$STEPS" ]; then long=--total-steps=$STEPS; fi
+export LAUNCH=${LAUNCH:-} SEEDS=${SEEDS:-1024} basic sample long
 FACTOR=${FACTOR:-$(basename "$0" .sh)}
 export DATASETS=${DATASETS:-datasets/$SCALE} OUT=${OUT:-studies/$SCALE/$FACTOR}
 queue=()
@@ -61,29 +82,29 @@ dataset() {
 # balanced SIZE: the class-balanced set of that size; `data` becomes its path.
 balanced() {
     data=$DATASETS/size-$1.zip
-    dataset "size-$1.zip" dataset_utils/dataset_size.py --source="$SOURCE" --max-images="$1" --uneven
+    dataset "size-$1.zip" dataset_utils/dataset_size.py --source="$SOURCE" --max-images="$1" --uneven \
+        $images
 }
 
-# study VALUE SIZE DATA OPTIONS...: queue a run for each seed. Tabs are between the fields, so that a path may have spaces.
+# study VALUE SIZE DATA OPTIONS...: queue a run for each seed, on images of $shape. Tabs are between the fields, so that a
+# path may have spaces.
 study() {
     local value=$1 size=$2 data=$3 seed
     shift 3
     for seed in $SEEDS; do
-        queue+=("$size"$'\t'"$value"$'\t'"$seed"$'\t'"$data"$'\t'"$*")
+        queue+=("$size"$'\t'"$value"$'\t'"$seed"$'\t'"$data"$'\t'"$shape"$'\t'"$*")
     done
 }
 
 # One queued run: a job that trains what is not trained and measures what is not measured.
 run_one() {
     set -euo pipefail
-    IFS=$'\t' read -r size value seed data options <<< "$1"
+    IFS=$'\t' read -r size value seed data shape options <<< "$1"
     local run=$OUT/runs/$value/$size-seed$seed name="$value, |D| = $size, seed $seed" start=("$PYTHON")
-    local long=--duration=$DURATION
-    if [ -n "$STEPS" ]; then long=--total-steps=$STEPS; fi
     if [ -n "$LAUNCH" ]; then start=($LAUNCH); fi
     if ! grep -qs '"complete"' "$run/run-state.json"; then echo "$name: training (log: $run/job.log)"; fi
     "$PYTHON" -m memorization.search.job "$run" \
-        "${start[@]}" train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" $long \
+        "${start[@]}" train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" "$long" \
         $basic $options $TRAIN --resume=latest \
         --then "${start[@]}" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample \
         ${GRID:+"--grid=$OUT/grid-$value-$size-seed$seed.png"} $MEASURE || {
@@ -109,13 +130,27 @@ watch_runs() {
     done
 }
 
+# What each run takes on this machine, and all of them, from a few steps of each network; nothing is written.
+plan_costs() {
+    local size value seed data shape options runs=""
+    while IFS=$'\t' read -r size value seed data shape options; do
+        runs+=$size$'\t'$value$'\t'$seed$'\t'$OUT/runs/$value/$size-seed$seed$'\t'$shape$'\t'"$long $basic $options $TRAIN"$'\n'
+    done < <(printf '%s\n' "${queue[@]}")
+    "$PYTHON" -m memorization.search.cost --measure="--seeds=0-$((SAMPLES - 1)) $sample $MEASURE" --jobs="$JOBS" \
+        --nproc="$NPROC" ${other:+"--source=$other"} <<< "${runs%$'\n'}"
+}
+
 # finish KEY: work through the queue, the largest sets first, then draw the curve with a line per KEY, or one for all.
 finish() {
     local images
     images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
     if [ -n "$STEPS" ]; then images="$STEPS steps each"; else images="$images million training images"; fi
     echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images."
-    if [ -n "$PLAN$PREPARE" ]; then
+    if [ -n "$PLAN" ]; then
+        plan_costs
+        return
+    fi
+    if [ -n "$PREPARE" ]; then
         printf '%s\n' "${queue[@]}" | awk -F '\t' '{ print "  |D| = " $1 ", " $2 ", seed " $3 }'
         return
     fi
@@ -149,7 +184,7 @@ skip_network() {
         exit 2
         ;;
     esac
-    if [ "$SCALE" = small ]; then echo "--cres=1,2,2"; fi # three resolutions, as published: 8, 4, 2
+    if [ "$SCALE" = small ]; then echo "--cres=1,2,2"; fi # three resolutions, as published and at medium scale: 8, 4, 2
 }
 
 # skip_runs OPTIONS: queue a run for each of SIZES and SKIPS.

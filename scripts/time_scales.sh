@@ -5,6 +5,7 @@
 # training sets are taken from one half, held-out images are the other. WIDTH: channels at paper scale.
 case ${SCALE:-} in
 small) STEPS=${STEPS:-4000} SAMPLES=${SAMPLES:-500} ;;
+medium) STEPS=${STEPS:-8000} SAMPLES=${SAMPLES:-500} ;;
 *) STEPS=${STEPS:-2000000} SOURCE=${SOURCE:-datasets/celeba/img_align_celeba} ;;
 esac
 source "$(dirname "$0")/study.sh"
@@ -16,11 +17,18 @@ paper) # CelebA 32x32, gray; noise prediction at 1000 levels; SGD; no EMA. The s
     basic="$basic --num-blocks=2 --dropout=0.1 --augment=0 --window-size=0 --ema=0 --lr-rampup=0"
     basic="$basic --optimizer=SGD --momentum=0.95 --lr=0.01"
     SNAP_AT=${SNAP_AT:-250:10000:250,15000:2000000:5000}
+    shape=32,1,1
     most=512
+    ;;
+medium)
+    SIZES=${SIZES:-"50 100 200 400"} HELD_OUT=${HELD_OUT:-2000}
+    basic=${basic/--ema=4 --ema_mode=mode1/--ema=0 --lr-rampup=0}
+    basic=${basic/--snap=1000/}
+    SNAP_AT=${SNAP_AT:-log:12}
+    most=16
     ;;
 small)
     SIZES=${SIZES:-"16 32 64 128"} HELD_OUT=${HELD_OUT:-890}
-    images=""
     basic=${basic/--ema=4 --ema_mode=mode1/--ema=0 --lr-rampup=0}
     basic=${basic/--lr=1e-2/--lr=2e-3}
     basic=${basic/--snap=1000/}

@@ -13,7 +13,7 @@ import dataset_tool
 import train
 from training.loss import VPLoss
 from training.networks import vp_sigma
-from training.run.schedule import snapshot_steps
+from training.run.schedule import snapshot_kimgs, snapshot_steps
 from training.snapshots.snapshot import list_snapshots
 
 
@@ -42,6 +42,13 @@ def test_wrong_steps(text, words):
         snapshot_steps(text, 1000, 32)
 
 
+def test_planned_snapshots():
+    """By hand: ticks of 1 kimg end after 32, 1056, 2080, 3104, 4128 images."""
+    assert snapshot_kimgs(4300, 32, 1, 2) == [2, 4] and snapshot_kimgs(6000, 32, 1, 2) == [2, 4, 6]
+    assert snapshot_kimgs(6000, 32, 1, 1000) == [6] and snapshot_kimgs(1, 512, 50, 50) == []
+    assert snapshot_kimgs(10_000, 512, 0.001, 1) == list(range(1, 11))
+
+
 def test_steps_do_not_depend_on_the_size(small_zip, digits_zip, tmp_path, run_cli):  # noqa: F811
     """The same number of steps and the same snapshots for 50 and for 1797 images; the last is that of the end."""
     steps = ["--total-steps=125", "--snap-at=40,94", "--ema=0", "--lr-rampup=0", *(a for a in TINY if "snap" not in a)]
@@ -51,7 +58,8 @@ def test_steps_do_not_depend_on_the_size(small_zip, digits_zip, tmp_path, run_cl
         options = json.loads((tmp_path / name / "training_options.json").read_text())
         assert options["total_nimg"] == 4000 and options["snap_nimg"] == [1280, 3008]
         assert options["command"]["duration"] is None and options["command"]["total_steps"] == 125
-        assert [kimg for kimg, _ in list_snapshots(tmp_path / name)] == [1, 3, 4]
+        planned = snapshot_kimgs(4000, 32, 1, None, [1280, 3008])
+        assert [kimg for kimg, _ in list_snapshots(tmp_path / name)] == planned == [1, 3, 4]
         assert {line["Progress/lr"]["mean"] for line in stats(tmp_path / name)} == {1e-3}
     assert options["duration"] == pytest.approx(4000 / 1797 / 20)
     # A run that went on has the snapshots of the one that did not stop.

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,15 +114,48 @@ def test_an_interrupted_run_continues(python, tmp_path):
     ],
 )
 def test_plan_at_paper_scale(script, runs, images):
-    assert f"(paper): {runs} runs, {images} million training images." in shell(script, {"PLAN": "1"})
+    text = shell(script, {"PLAN": "1", "PYTHON": "true"})  # nothing is timed
+    assert f"(paper): {runs} runs, {images} million training images." in text
 
 
 @pytest.mark.slow
 def test_wrong_values_are_refused():
-    assert "choose small or paper" in shell("model_width", {"SCALE": "large"}, code=2)
+    assert "choose small, medium or paper" in shell("model_width", {"SCALE": "large"}, code=2)
     assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)
     assert "from 1 to 24" in shell("model_width", {"TASK": "25", "DATASETS": "/nowhere", "PYTHON": "true"}, code=2)
     assert "choose none, true" in shell("cond_labels", {"LABELS": "false", "PLAN": "1"}, code=2)
+
+
+@pytest.mark.slow
+def test_a_plan_times_the_networks_and_leaves_nothing(python, tmp_path):
+    env = {"SCALE": "small", "SIZES": "10 20", "WIDTHS": "8", "SEEDS": "1 2", "PYTHON": python, "PLAN": "1"}
+    env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--batch=8 --lr=1e-3"}
+    text = shell("model_width", env)
+    assert "(small): 4 runs" in text and "(8x8x1, fp32)" in text and re.search(r"timed: \d+ of 8 images\)", text)
+    assert re.search(r"\|D\| = 20, 8, seeds 1 2: training \d.*, measuring \d.* \(1 snapshot\) each", text)
+    assert "for 4 runs, one after the other" in text and "with 2 at a time" in text
+    assert not list(tmp_path.iterdir())
+    wrong = shell("model_width", env | {"TRAIN": "--batch=0"}, code=1)
+    assert "Error: 8, |D| = 10: Invalid value for '--batch'" in wrong and "Traceback" not in wrong
+
+
+FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FASHION.exists(), reason="Fashion-MNIST is not installed (dataset-fashion-mnist)")
+@pytest.mark.parametrize("script", ["data_intra_diversity", "time_scales"])
+def test_medium_scale_takes_fashion_mnist_at_16x16(script, python, tmp_path):
+    env = {
+        "SCALE": "medium", "SIZES": "10", "SEEDS": "1", "DURATION": "0.05", "SAMPLES": "8", "JOBS": "1",
+        "PYTHON": python, "OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "MEASURE": "--steps=3",
+        "TRAIN": f"--num-channels=8 {LARGE} --device=cpu", "HELD_OUT": "60", "ALPHAS": "0.5",
+    }  # fmt: skip
+    shell(script, env | ({"STEPS": "10"} if script == "time_scales" else {}))
+    (run,) = (p.parent for p in (tmp_path / "out/runs").glob("*/*/training_options.json"))
+    options = json.loads((run / "training_options.json").read_text())
+    assert options["dataset_kwargs"]["resolution"] == 16 and options["command"]["attn_resolutions"] == [8]
+    assert json.loads((run / "run-state.json").read_text())["state"] == "complete" and (run / "mem_traj.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import torch
 from builders import torchrun
 
 import train
+from training.run.schedule import snapshot_kimgs
 from training.snapshots.snapshot import list_snapshots, load_network
 from training.training_loop import ema_beta, split_batch
 
@@ -132,6 +133,7 @@ def test_run_folder(run_dir):
     assert "tick 3" in log and "sec/kimg" in log and "sec/tick" in log and "cpumem" in log and "\r" not in log
     options = json.loads((run_dir / "training_options.json").read_text())
     assert options["dataset_kwargs"]["max_size"] == 50 and options["seed"] == 7 and options["total_nimg"] == 3000
+    assert snapshot_kimgs(3000, 32, 1, 1) == [1, 2, 3]  # as planned, kimg 0 apart
 
 
 def test_statistics(run_dir):

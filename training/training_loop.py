@@ -88,6 +88,7 @@ def training_loop(
     labels_sha256: str | None = None,  # Digest of the labels, if they are used.
     tensorboard: bool = False,  # Write event files, too.
     observer: Observer | None = None,  # Looks at each snapshot after kimg 0; its numbers join the statistics.
+    on_step: Callable[[int], bool] | None = None,  # Told the images seen after each step; True ends all, unsaved.
 ) -> bool:
     """Train; write snapshots, states and statistics into `run_dir`.
 
@@ -96,7 +97,7 @@ def training_loop(
     Returns
     -------
     True if the run is complete, by its duration or because the observer ended it; False if a signal ended it
-    early; the state is then saved.
+    early, and the state is then saved, or if `on_step` did, and nothing is.
 
     Raises
     ------
@@ -216,6 +217,8 @@ def training_loop(
                 torch._foreach_lerp_(ema_params, params, 1 - beta)
             nimg += batch_size
             bar.update(batch_size / 1000)
+            if on_step is not None and on_step(nimg):
+                return False
 
             # Once per tick: snapshot, observation, status, statistics, state.
             done = nimg >= total_nimg

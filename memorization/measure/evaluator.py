@@ -18,6 +18,7 @@ from memorization.measure.ratio import Measurement
 from memorization.measure.results import Reference, Task, find_results, lacks_results
 from memorization.measure.subjects import Subject
 from memorization.records import make_record
+from torch_utils.machine import machine_name
 
 _RETRY = 1.0  # seconds until a snapshot that another process measures is looked at again
 
@@ -185,6 +186,7 @@ class Evaluator:
 
     def _measure(self, subject: Subject, settings: dict[str, Any]) -> dict[str, Any]:
         """Measure a snapshot, going on with what an interrupted command has left, and write the results."""
+        began = time.perf_counter()
         images, start, keep = None, None, None
         if self.outdir is not None:
             images = self.outdir / subject.name
@@ -196,6 +198,9 @@ class Evaluator:
 
         rows, entries = self.meter.measure(subject, start=start, keep=keep, images=images, subdirs=self.subdirs)
         entries = find_results(rows, self.task, self.reference) | entries
+        entries["machine"] = machine_name(self.reference.device)
+        if start is None:  # else an interrupted command has spent a part of the time
+            entries["seconds"] = round(time.perf_counter() - began, 3)
         if (nimg := self.meter.load(subject)[1].get("nimg")) is not None:
             entries["nimg"] = nimg  # exactly, where `kimg` is the whole number in the name of the file
         return self.ledger.write(subject, make_record(rows, subject.kimg, settings, **entries), rows, images)

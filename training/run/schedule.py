@@ -1,6 +1,8 @@
-"""When snapshots are taken: at listed steps, or at steps spaced evenly in their logarithm."""
+"""When snapshots are taken: at listed steps, at steps spaced evenly in their logarithm, or every so many ticks."""
 
+import math
 import re
+from collections.abc import Collection
 
 import numpy as np
 
@@ -62,3 +64,23 @@ def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
                 f"--snap-at: steps {step} and {later} are in the same kimg, which names a snapshot; take one of them."
             )
     return kept
+
+
+def snapshot_kimgs(
+    total_nimg: int,  # duration, in images
+    batch: int,  # images per step
+    kimg_per_tick: float,
+    snapshot_ticks: int | None,  # None = only those of `snap_nimg`
+    snap_nimg: Collection[int] = (),
+) -> list[int]:
+    """The numbers in the names of the snapshots that such a training leaves, kimg 0 apart, ascending.
+
+    Two within one kimg have one name. It ends as planned: neither a signal nor an observer ends it before.
+    """
+    end = -(-total_nimg // batch) * batch
+    times = {end, *(n for n in snap_nimg if n < end)}
+    if snapshot_ticks is not None:
+        # The first tick is over after one step; each other one at the first step that is kimg_per_tick after it.
+        tick = max(math.ceil(kimg_per_tick * 1000 / batch), 1) * batch
+        times |= set(range(batch, end, tick * snapshot_ticks))
+    return sorted({nimg // 1000 for nimg in times} - {0})

@@ -1,0 +1,93 @@
+"""emm.py runs: commit, machine and times of runs, as they were recorded, or that they were not."""
+
+import csv
+import json
+
+import pytest
+from builders import write_run
+from test_training import TINY, small_zip  # noqa: F401
+
+import emm
+import mem_ratio
+import train
+from dnnlib.versions import versions
+from torch_utils.machine import machine_name
+
+
+def session(commit, machine="CPU A, 2 cores", **changes):
+    return dict(commit=commit, machine=machine, torch="2.13.0", threads=1, processes=1, from_kimg=0) | changes
+
+
+def write(folder, sessions, seconds, measured=(1.5,)):
+    """A run with these sessions, seconds of training (None: not recorded), and seconds of its measurements."""
+    write_run(folder, 10, [5] * len(measured), sessions=sessions)
+    if seconds is not None:
+        stats = {"Progress/kimg": {"mean": 1.0}, "Timing/total_sec": {"mean": seconds}}
+        (folder / "stats.jsonl").write_text(json.dumps(stats) + "\n")
+    lines = [json.loads(line) for line in (folder / "mem_traj.jsonl").read_text().splitlines()]
+    records = [record | ({} if s is None else {"seconds": s}) for record, s in zip(lines, measured, strict=True)]
+    (folder / "mem_traj.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_line_for_each_way_of_training(tmp_path, run_cli):
+    write(tmp_path / "width/1", [session("aaa")], 100.0)
+    write(tmp_path / "width/2", [session("aaa")], 61.5, measured=(2.0, 3.0))
+    write(tmp_path / "width/3", [session("bbb"), session("bbb", "GPU B", from_kimg=5)], 10.0)
+    write(tmp_path / "depth/1", [session("aaa")], None, measured=(None, 4.0))
+    (tmp_path / "depth/empty").mkdir()
+    (tmp_path / "depth/empty/training_options.json").write_text("{}")
+    out = tmp_path / "origins.csv"
+    text = run_cli(emm.main, ["runs", tmp_path / "width", tmp_path / "depth", f"--out={out}"]).output
+    rows = rows_of(out)
+    assert [(row["commit"], row["machine"], row["runs"]) for row in rows] == [
+        ("aaa", "CPU A, 2 cores", "2"), ("bbb", "CPU A, 2 cores, then GPU B", "1"), ("aaa", "CPU A, 2 cores", "1")
+    ]  # fmt: skip
+    assert [row["folder"].rsplit("/")[-1] for row in rows] == ["width", "width", "depth"]
+    assert [float(row["training_sec"]) for row in rows] == [161.5, 10, 0]
+    assert [float(row["measuring_sec"]) for row in rows] == [6.5, 1.5, 4]
+    assert [row["runs_without_time"] for row in rows] == ["0", "0", "1"]
+    assert [row["measurements_without_time"] for row in rows] == ["0", "0", "1"]
+    assert "2m 42s" in text and "4s (1 of 2 recorded)" in text and text.endswith("Left out: 1 run folders.\n")
+    assert text.count("\n") == 7 and "not measured yet" in text
+
+
+def test_older_folders_do_not_say(tmp_path, run_cli):
+    write_run(tmp_path / "old", 10, [5], versions={"torch": "2.1", "git commit": "ccc-dirty"}, threads=2)
+    text = run_cli(emm.main, ["runs", tmp_path, f"--out={tmp_path / 'o.csv'}"]).output
+    (row,) = rows_of(tmp_path / "o.csv")
+    assert (row["commit"], row["torch"], row["threads"], row["machine"]) == ("ccc-dirty", "2.1", "2", "not recorded")
+    assert row["runs_without_time"] == row["measurements_without_time"] == "1" and text.count("not recorded") >= 3
+
+
+def test_no_run(tmp_path, run_cli):
+    assert "No measured run found" in run_cli(emm.main, ["runs", tmp_path], code=1).output
+
+
+def test_training_and_measuring_record_where_and_how_long(small_zip, tmp_path, run_cli):  # noqa: F811
+    """A run that goes on names both sessions; the seconds are those that the clock says, or less."""
+    run, args = tmp_path / "run", ["--nosubdir", "--data", small_zip, *TINY, "--resume=latest"]
+    for kimg in (0.2, 1.02):
+        run_cli(train.main, ["--outdir", run, *args, f"--total-kimg={kimg}"])
+    options = json.loads((run / "training_options.json").read_text())
+    first, second = options["sessions"]
+    assert first["from_kimg"] == 0 and second["from_kimg"] == pytest.approx(0.2, abs=0.05)
+    for entry in (first, second):
+        assert entry["machine"] == machine_name("cpu") != "" and entry["torch"] == versions()["torch"]
+        assert entry["commit"] == versions().get("git commit") and entry["threads"] == options["threads"]
+    run_cli(mem_ratio.main, ["--expdir", run, "--knn-ref", small_zip, "--seeds=0-7", "--steps=2", "--device=cpu"])
+    records = [json.loads(line) for line in (run / "mem_traj.jsonl").read_text().splitlines()]
+    assert len(records) == 1 and all(0 < record["seconds"] < 60 for record in records)
+    run_cli(emm.main, ["runs", run, f"--out={tmp_path / 'o.csv'}"])
+    (row,) = rows_of(tmp_path / "o.csv")
+    assert row["runs_without_time"] == row["measurements_without_time"] == "0" and float(row["training_sec"]) > 0
+    assert float(row["measuring_sec"]) == pytest.approx(sum(record["seconds"] for record in records), abs=0.1)
+    # Begun anew in another folder, only what happens there counts.
+    run_cli(train.main, ["--outdir", tmp_path / "other", "--nosubdir", "--data", small_zip, *TINY, "--total-kimg=1.1",
+                         "--resume", sorted(run.glob("training-state-*.pt"))[-1]])  # fmt: skip
+    (only,) = json.loads((tmp_path / "other/training_options.json").read_text())["sessions"]
+    assert only["from_kimg"] == pytest.approx(1.02, abs=0.05)

@@ -52,7 +52,7 @@ def test_a_line_for_each_way_of_training(tmp_path, run_cli):
     assert [float(row["measuring_sec"]) for row in rows] == [6.5, 1.5, 4]
     assert [row["runs_without_time"] for row in rows] == ["0", "0", "1"]
     assert [row["measurements_without_time"] for row in rows] == ["0", "0", "1"]
-    assert "2m 42s" in text and "4s (1 of 2 recorded)" in text and text.endswith("Left out: 1 run folders.\n")
+    assert "2m 42s" in text and "4s (1 of 2 recorded)" in text and text.endswith("Left out: 1 run folder.\n")
     assert text.count("\n") == 7 and "not measured yet" in text
 
 

@@ -11,6 +11,8 @@
 #   SAMPLES        images per measured snapshot               [10000; 1000; 1000]
 #   NPROC, JOBS    processes per run; runs at a time          [8, 1; 1, 2; 1, 2]
 #   LAUNCH         what starts a Python script            [python, or torchrun --standalone --nproc_per_node=$NPROC]
+#   RATES          learning rates of which each VALUE takes the one with the lowest training loss, with its largest set
+#                  and seed 0 (memorization/search/learning_rate.py); those runs lie in OUT/tune     [width and depth]
 #   TRAIN, MEASURE further options of every train.py and mem_ratio.py
 #   PLAN=1         only say what would be trained, and how long that takes: each network is timed here and now
 #   PREPARE=1      only make the datasets and say how many runs there are
@@ -24,7 +26,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export SCALE=${SCALE:-paper} PYTHON=${PYTHON:-python} PLAN=${PLAN:-} PREPARE=${PREPARE:-} TASK=${TASK:-}
-export TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-} STEPS=${STEPS:-}
+export RATES=${RATES:-} TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-} STEPS=${STEPS:-}
 images=   # options of the scripts that make datasets from SOURCE
 shape=    # of the images: resolution, channels, classes; what is empty is as in SOURCE
 other=${SOURCE:-}   # images that the scale does not know
@@ -102,10 +104,12 @@ run_one() {
     IFS=$'\t' read -r size value seed data shape options <<< "$1"
     local run=$OUT/runs/$value/$size-seed$seed name="$value, |D| = $size, seed $seed" start=("$PYTHON")
     if [ -n "$LAUNCH" ]; then start=($LAUNCH); fi
+    local rate=$RATES
+    if [[ $RATES == *" "* ]]; then rate=$(tune "$value" "$options" "${start[@]}"); fi
     if ! grep -qs '"complete"' "$run/run-state.json"; then echo "$name: training (log: $run/job.log)"; fi
     "$PYTHON" -m memorization.search.job "$run" \
         "${start[@]}" train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" "$long" \
-        $basic $options $TRAIN --resume=latest \
+        $basic $options ${rate:+"--lr=$rate"} $TRAIN --resume=latest \
         --then "${start[@]}" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample \
         ${GRID:+"--grid=$OUT/grid-$value-$size-seed$seed.png"} $MEASURE || {
         local status=$?
@@ -114,7 +118,27 @@ run_one() {
     }
     echo "$name: $(sed -n 's/^Highest: *//p' "$run/job.log" | tail -n 1)"
 }
-export -f run_one
+
+# tune VALUE OPTIONS START...: the one of RATES with which the networks of a value are trained, by the training loss alone.
+tune() {
+    local value=$1 options=$2 rate run data runs=() lost="the loss was NaN or infinite"
+    shift 2
+    data=$(awk -F '\t' -v value="$value" '$1 == value { print $2 }' <<< "$LARGEST")
+    for rate in $RATES; do
+        run=$OUT/tune/$value/$rate
+        runs+=("$run")
+        if grep -qs "$lost" "$run/run-state.json"; then continue; fi
+        "$PYTHON" -m memorization.search.job "$run" \
+            "$@" train.py --outdir="$run" --nosubdir --data="$data" --seed=0 "$long" \
+            $basic $options "--lr=$rate" $TRAIN --resume=latest --then >&2 || {
+            local status=$?
+            grep -qs "$lost" "$run/run-state.json" || return $status
+        }
+    done
+    echo -n "$value: " >&2
+    "$PYTHON" -m memorization.search.learning_rate "${runs[@]}"
+}
+export -f run_one tune
 
 # On a terminal: how far the runs in training are, below what they print, until it is killed.
 watch_runs() {
@@ -146,8 +170,17 @@ finish() {
     images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
     if [ -n "$STEPS" ]; then images="$STEPS steps each"; else images="$images million training images"; fi
     echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images."
+    # The largest set of each value.
+    LARGEST=$(printf '%s\n' "${queue[@]}" | awk -F '\t' '
+        $1 > size[$2] + 0 { size[$2] = $1; data[$2] = $4 } END { for (value in data) print value "\t" data[value] }')
+    export RATES LARGEST
+    if [[ $RATES == *" "* ]]; then
+        echo "Before them $(wc -w <<< "$RATES") runs for each of $(wc -l <<< "$LARGEST") values, with the largest set, to choose" \
+            "the learning rate (RATES=\"$RATES\") by the training loss."
+    fi
     if [ -n "$PLAN" ]; then
         plan_costs
+        if [[ $RATES == *" "* ]]; then echo "The runs that choose the learning rate are not in these times."; fi
         return
     fi
     if [ -n "$PREPARE" ]; then

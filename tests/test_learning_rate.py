@@ -7,16 +7,19 @@ from builders import write_run
 
 from memorization.search import learning_rate
 from memorization.search.learning_rate import best_rate, last_loss, read_training, try_rates
+from training.run.state import NOT_FINITE
+
+LOST = f"{NOT_FINITE} in 3 ticks in a row, up to 8 kimg"
 
 
-def tried(folder, rate, losses, state="complete", **command):
+def tried(folder, rate, losses, state="complete", reason="", **command):
     """A run of 8 kimg whose loss fell as `losses`, one per tick."""
     run = write_run(folder, 20, [], lr=rate, command={"lr": rate, "num_channels": 16} | command)
     kimg = [8 * (i + 1) / len(losses) for i in range(len(losses))]
     (run / "stats.jsonl").write_text("".join(
         json.dumps({"Loss/loss": {"mean": loss}, "Progress/kimg": {"mean": k}}) + "\n" for k, loss in zip(kimg, losses)
     ))  # fmt: skip
-    (run / "run-state.json").write_text(json.dumps(dict(state=state, kimg=8, reason="")))
+    (run / "run-state.json").write_text(json.dumps(dict(state=state, kimg=8, reason=reason)))
     return run
 
 
@@ -24,7 +27,7 @@ def test_the_lowest_loss_of_the_last_quarter_wins(run_cli, tmp_path):
     """Not the lowest loss ever, nor that of the whole training; a run that diverged is out."""
     early = tried(tmp_path / "a", 1e-2, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9])
     late = tried(tmp_path / "b", 2e-3, [9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 0.6, 0.8])
-    gone = tried(tmp_path / "c", 1.0, [1.0, float("nan")], state="failed")
+    gone = tried(tmp_path / "c", 1.0, [1.0, float("nan")], state="failed", reason=LOST)
     rates = try_rates([read_training(run) for run in (early, late, gone)])
     assert [(r.value, r.loss) for r in rates] == [(2e-3, pytest.approx(0.7)), (1e-2, pytest.approx(0.9)), (1.0, None)]
     assert best_rate(rates).value == 2e-3
@@ -41,6 +44,7 @@ def test_one_tick_is_its_own_last_quarter(tmp_path):
     ("other", "message"),
     [
         (dict(rate=2e-3, losses=[1.0], state="stopped"), "has ended"),
+        (dict(rate=2e-3, losses=[1.0], state="failed", reason="the disk is full"), "has ended"),
         (dict(rate=2e-3, losses=[1.0], num_channels=32), "differ in num_channels"),
         (dict(rate=1e-2, losses=[1.0]), "Two runs have the learning rate 0.01"),
         (dict(rate=2e-3, losses=[]), "no loss"),
@@ -60,5 +64,5 @@ def test_a_folder_that_is_no_run(run_cli, tmp_path):
 
 
 def test_all_diverged(run_cli, tmp_path):
-    run = tried(tmp_path / "a", 1e-2, [1.0], state="failed")
+    run = tried(tmp_path / "a", 1e-2, [1.0], state="failed", reason=LOST)
     assert "try lower ones" in run_cli(learning_rate.main, [str(run)], code=1).stderr

@@ -22,11 +22,11 @@ TINY = {
     "data_dimension": {"SOURCE": "digits", "RESOLUTIONS": "8 4"},
     "data_intra_diversity": {"ALPHAS": "0 0.5", "MIX": "digits"},
     "data_size": {"SIZES": "10 12"},
-    "model_depth": {"DEPTHS": "1 2"},
+    "model_depth": {"DEPTHS": "1 2", "RATES": "1e-2"},
     "model_embedding": {},
     "model_skip_position": {"SKIPS": "100000 000001", "NETWORK": "ncsnpp"},
     "model_skip_resolution": {"SKIPS": "111111 110000"},
-    "model_width": {"WIDTHS": "8 12", "SEEDS": "1 2"},
+    "model_width": {"WIDTHS": "8 12", "SEEDS": "1 2", "RATES": "1e-4 1e-2"},
     "time_scales": {"SIZES": "10 20", "STEPS": "10", "HELD_OUT": "60"},
     "train_batch": {"BATCHES": "100 200"},
     "train_ema": {"RATIOS": "0.99 0"},
@@ -79,15 +79,26 @@ def test_factor_in_a_tiny_setting(script, python, tmp_path):
     assert len({row[key] for row in rows} if script != "data_size" else {1}) == LINES.get(script, 2)
     assert sum(int(row["runs"]) for row in rows) == len(runs)
 
-    # What is done is not done again.
-    if script == "model_width":
+    if script == "model_width":  # the learning rate by the training loss; and what is done is not done again
+        assert {p.parent.name for p in (tmp_path / "out/tune").glob("*/*")} == {"8", "12"}
+        rates = {json.loads((run / "training_options.json").read_text())["command"]["lr"] for run in runs}
+        assert rates == {1e-2} and text.count("learning rate 0.01") == len(runs)
         again = shell(script, env)
         assert "training (log" not in again and again.count("R_mem") >= len(runs)
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_continues(python, tmp_path):
-    env = {"SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "PYTHON": python, "JOBS": "1"}
+    env = {
+        "SCALE": "small",
+        "SIZES": "10",
+        "SEEDS": "1",
+        "SAMPLES": "4",
+        "WIDTHS": "8",
+        "RATES": "1e-2",
+        "PYTHON": python,
+        "JOBS": "1",
+    }
     env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--tick=1 --dump=1 --batch=100"}
     run = tmp_path / "out/runs/8/10-seed1"
     shell("model_width", env | {"DURATION": "16"})
@@ -163,9 +174,9 @@ def test_a_run_on_another_source_is_refused(python, tmp_path):
     digits = np.arange(40 * 64).reshape(40, 8, 8) % 251
     source, run = tmp_path / "source.npz", tmp_path / "out/runs/8/10-seed1"
     env = {
-        "SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "PYTHON": python, "JOBS": "1",
-        "OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "DURATION": "0.05", "SOURCE": str(source),
-        "TRAIN": LARGE, "MEASURE": "--steps=3",
+        "SCALE": "small", "SIZES": "10", "SEEDS": "1", "SAMPLES": "4", "WIDTHS": "8", "RATES": "1e-2", "PYTHON": python,
+        "JOBS": "1", "OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "DURATION": "0.05",
+        "SOURCE": str(source), "TRAIN": LARGE, "MEASURE": "--steps=3",
     }  # fmt: skip
     np.savez(source, images=digits.astype(np.uint8), labels=np.arange(40) % 10)
     shell("model_width", env)

@@ -34,7 +34,7 @@ from training.precision import arithmetic, compile_step, prepare_denoiser, saved
 from training.run import checkpoint
 from training.run.events import EventLog
 from training.run.run_dir import write_json
-from training.run.state import write_run_state
+from training.run.state import NOT_FINITE, write_run_state
 from training.run.stats_log import StatsLog
 from training.snapshots.snapshot import load_tensors, save_snapshot
 
@@ -295,7 +295,7 @@ def training_loop(
 
 def _give_up(run_dir: str | os.PathLike, nimg: int, ticks: int) -> None:
     """End a run whose loss is no longer finite."""
-    reason = f"the loss was NaN or infinite in {ticks} ticks in a row, up to {nimg / 1000:g} kimg"
+    reason = f"{NOT_FINITE} in {ticks} ticks in a row, up to {nimg / 1000:g} kimg"
     states = dist.on_rank0(checkpoint.list_states, run_dir)
     before = f'"{states[-1]}" is from before.' if states else "There is no training state from before."
     _tell(run_dir, "failed", nimg, reason)

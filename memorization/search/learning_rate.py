@@ -17,7 +17,7 @@ import click
 from dnnlib.cli import report_errors
 from dnnlib.limits import parse_json
 from memorization.runs import OPTIONS, Run
-from training.run.state import read_run_state
+from training.run.state import NOT_FINITE, read_run_state
 
 LAST = 0.25  # of the training: what the loss is averaged over
 _FREE = {"lr", "outdir", "resume", "desc"}  # options in which the runs may differ
@@ -55,9 +55,9 @@ def try_rates(runs: Sequence[Run]) -> list[Rate]:
     """
     found = {}
     for run in runs:
-        state = (run.state or {}).get("state")
-        rate = run.command.get("lr")
-        if state not in ("complete", "failed") or not isinstance(rate, int | float):
+        state, rate = run.state or {}, run.command.get("lr")
+        lost = state.get("state") == "failed" and NOT_FINITE in state["reason"]
+        if not (lost or state.get("state") == "complete") or not isinstance(rate, int | float):
             raise ValueError(f'"{run.path}" is no run that has ended and says its --lr; train it to its end.')
         if others := sorted(k for k in run.command.keys() | runs[0].command.keys() if _differs(k, run, runs[0])):
             raise ValueError(
@@ -65,7 +65,7 @@ def try_rates(runs: Sequence[Run]) -> list[Rate]:
             )
         if rate in found:
             raise ValueError(f"Two runs have the learning rate {rate:g}; name one of each.")
-        found[rate] = Rate(rate, None if state == "failed" else last_loss(run))
+        found[rate] = Rate(rate, None if lost else last_loss(run))
     return [found[rate] for rate in sorted(found)]
 
 

@@ -9,6 +9,7 @@ from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
 
 NAME = "run-state.json"
+NOT_FINITE = "the loss was NaN or infinite"  # in the reason of a run that failed by it
 STATES = ("running", "complete", "stopped", "failed")
 
 

@@ -17,7 +17,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -72,6 +72,16 @@ class Steps:
     images: int  # of each
     of: int  # so many the run has at a time
     count: int
+    share: float = 1.0  # of its threads' time that other work on the processor left it, 0 to 1
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a clock said."""
+
+    seconds: float  # of a step or an evaluation
+    count: int  # so many were timed
+    share: float = 1.0  # as of Steps
 
 
 @dataclass(frozen=True)
@@ -87,10 +97,11 @@ class Cost:
     images: int  # that are generated for each snapshot
     planned: Callable[[int], tuple[int, int]]  # |D| -> training images, snapshots to measure
 
-    def seconds(self, size: int, nproc: int) -> tuple[float, float]:
-        """Of training and measuring a run."""
+    def seconds(self, size: int, nproc: int, alone: bool = False) -> tuple[float, float]:
+        """Of training and measuring a run; `alone`: if no other work had taken time of the threads."""
         nimg, snapshots = self.planned(size)
-        return nimg * self.training.seconds / nproc, snapshots * self.images * self.sampling.seconds / nproc
+        each = [part.seconds * (part.share if alone else 1) / nproc for part in (self.training, self.sampling)]
+        return nimg * each[0], snapshots * self.images * each[1]
 
 
 def read_queue(lines: Sequence[str]) -> list[Queued]:
@@ -178,7 +189,7 @@ def time_network(
             nimg = -(-nimg // c.batch_size) * c.batch_size
             return nimg, len(snapshot_kimgs(nimg, c.batch_size, c.kimg_per_tick, c.snapshot_ticks, snap_nimg))
 
-        def steps(images: int) -> tuple[float, int]:
+        def steps(images: int) -> Timed:
             return _time_steps(start, device, Path(folder), images, limit)
 
         per_round = min(opts.batch_gpu or per_process, per_process)
@@ -190,12 +201,12 @@ def time_network(
         evaluations = _count_evaluations(net, kwargs, device)
         prepared = prepare_denoiser(net, how.precision, how.compile, device)
 
-        def evaluate(images: int) -> tuple[float, int]:
+        def evaluate(images: int) -> Timed:
             return _time_evaluations(prepared, device, images, limit)
 
         share = -(-len(how.seeds) // nproc)
         sampling = _grow(evaluate, min(how.batch, share), limit, 1, at_once=how.compile)
-    sampling = Steps(sampling.seconds * evaluations, sampling.images, sampling.of, sampling.count)
+    sampling = replace(sampling, seconds=sampling.seconds * evaluations)
     return Cost(
         training, sampling, evaluations, start.machine, threads if device.type == "cpu" else None, start.loop.precision,
         len(how.seeds), planned,
@@ -211,29 +222,35 @@ def _write_images(path: Path, count: int, resolution: int, channels: int, classe
             archive.add(image, i % classes if i < count - 1 else classes - 1)
 
 
-def _grow(time_with: Callable[[int], tuple[float, int]], of: int, limit: float, per_round: int, at_once: bool) -> Steps:
+def _grow(time_with: Callable[[int], Timed], of: int, limit: float, per_round: int, at_once: bool) -> Steps:
     """Time with few images at a time, then with as many as the limit allows, `of` at most."""
     images = of if at_once else 1  # what is compiled is compiled for one number
     while True:
-        seconds, count = time_with(images)
-        room = int(limit / 2 / seconds)  # so many times as many images take as long as is allowed
+        timed = time_with(images)
+        room = int(limit / 2 / timed.seconds)  # so many times as many images take as long as is allowed
         if images == of or room < 2:
-            return Steps(seconds / images, images, of, count)
+            return Steps(timed.seconds / images, images, of, timed.count, timed.share)
         images = min(of, images * room)
         if images > per_round:  # whole rounds of gradient accumulation
             images -= images % per_round
 
 
-def _time_steps(start: train.Start, device: torch.device, folder: Path, images: int, limit: float) -> tuple[float, int]:
-    """Seconds of a training step with so many images, and how many steps were timed; the first ones warm up."""
+def _share(device: torch.device, busy: float, seconds: float) -> float:
+    """What part of these seconds the threads computed, which took `busy` seconds of the processor together."""
+    return 1.0 if device.type != "cpu" else min(busy / (seconds * torch.get_num_threads()), 1.0)
+
+
+def _time_steps(start: train.Start, device: torch.device, folder: Path, images: int, limit: float) -> Timed:
+    """Time a training step with so many images; the first ones warm up."""
     times: dict[int, float] = {}  # after so many steps, a power of two
+    busy: dict[int, float] = {}  # seconds of the processor until then
 
     def on_step(nimg: int) -> bool:
         step = nimg // images
         if step & (step - 1):
             return False  # a GPU goes on meanwhile, as in training
         _wait(device)
-        times[step] = time.perf_counter()
+        times[step], busy[step] = time.perf_counter(), time.process_time()
         return step > 1 and (step >= STEPS or times[step] - times[1] > limit / 4)
 
     gpu = start.loop.batch_gpu
@@ -247,25 +264,27 @@ def _time_steps(start: train.Start, device: torch.device, folder: Path, images: 
     if last < 2 or read_run_state(folder)["state"] == "stopped":
         raise KeyboardInterrupt  # the loop has noted a signal, and ended by itself
     first = 2 if last > 2 else 1  # after the first step the loop reports
-    return (times[last] - times[first]) / (last - first), last - first
+    seconds = times[last] - times[first]
+    return Timed(seconds / (last - first), last - first, _share(device, busy[last] - busy[first], seconds))
 
 
-def _time_evaluations(net: Callable, device: torch.device, images: int, limit: float) -> tuple[float, int]:
-    """Seconds of an evaluation of the network with so many images in the sampler, and how many were timed."""
+def _time_evaluations(net: Callable, device: torch.device, images: int, limit: float) -> Timed:
+    """Time an evaluation of the network with so many images in the sampler."""
     latents = torch.randn([images, net.img_channels, net.img_resolution, net.img_resolution], device=device)
     labels = torch.randint(net.label_dim, [images], device=device) if net.label_dim else None
-    seconds, num_steps = 0.0, 1
+    num_steps = 1
     with torch.no_grad():
         edm_sampler(net, latents, labels, num_steps=1)  # warms up
         while True:
             counted = _Counted(net)
             _wait(device)
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             edm_sampler(counted, latents, labels, num_steps=num_steps)
             _wait(device)
             seconds = time.perf_counter() - began
             if seconds > limit / 4 or counted.calls >= STEPS:
-                return seconds / counted.calls, counted.calls
+                share = _share(device, time.process_time() - busy, seconds)
+                return Timed(seconds / counted.calls, counted.calls, share)
             num_steps *= 2
 
 
@@ -370,7 +389,7 @@ def describe(
     if nproc > 1:
         yield f"  Of {nproc} processes per run one was timed, with its share: as if they did not slow each other down."
 
-    left: list[tuple[int, float]] = []  # |D|, seconds of each run that is still to do
+    left: list[tuple[int, float, float]] = []  # |D|, seconds of each run that is still to do, and if it were alone
     for group in _same_runs(runs):
         train_sec, measure_sec = costs[group[0].network].seconds(group[0].size, nproc)
         seeds = " ".join(run.seed for run in group)
@@ -382,14 +401,25 @@ def describe(
             f"{format_time(train_sec)}, measuring {format_time(measure_sec)} "
             f"({snapshots} snapshot{'s' if snapshots != 1 else ''}){' each' if len(group) > 1 else ''}"
         )
-        left += [(run.size, train_sec + measure_sec + 2 * startup) for run in waiting]
+        alone = sum(costs[group[0].network].seconds(group[0].size, nproc, alone=True))
+        left += [(run.size, train_sec + measure_sec + 2 * startup, alone + 2 * startup) for run in waiting]
     left.sort(key=lambda entry: -entry[0])  # the largest sets first, as the scripts do
-    seconds = [seconds for _, seconds in left]
-    total = f"Total: {format_time(sum(seconds))} for {len(left)} runs, one after the other"
-    if jobs > 1:
-        at_once = format_time(wall_seconds(seconds, jobs))
-        total += f"; {at_once} with {jobs} at a time, if they do not slow each other down"
-    yield f"{total}. With {_seconds(2 * startup)} of starting up per run; without datasets, comparisons and figures."
+
+    def total(seconds: Sequence[float]) -> str:
+        text = f"{format_time(sum(seconds))} for {len(left)} runs, one after the other"
+        if jobs > 1:
+            at_once = format_time(wall_seconds(seconds, jobs))
+            text += f"; {at_once} with {jobs} at a time, if they do not slow each other down"
+        return text
+
+    if (share := min(part.share for cost in costs.values() for part in (cost.training, cost.sampling))) < 0.9:
+        yield (
+            f"Other work took up to {100 * (1 - share):.0f} % of the time of its threads. "
+            f"Without it: {total([seconds for *_, seconds in left])}."
+        )
+    now = total([seconds for _, seconds, _ in left])
+    start = _seconds(2 * startup)
+    yield f"Total: {now}. With {start} of starting up per run; without datasets, comparisons and figures."
 
 
 def describe_network(runs: Sequence[Queued], cost: Cost) -> str:

@@ -132,11 +132,15 @@ def test_evaluations_of_the_sampler():
 def test_other_work_is_told_apart():
     """A process that waits three quarters of the time: the total says so, and what it would be without."""
     steps = cost.Steps(0.1, 16, 16, 8, share=0.25)
-    found = cost.Cost(steps, cost.Steps(1.0, 1, 1, 1), 35, "CPU", 1, "fp32", 100, lambda size: (100 * size, 1))
+    found = cost.Cost(
+        (8, 1, 10), steps, cost.Steps(1.0, 1, 1, 1), 35, "CPU", 1, "fp32", 100, lambda size: (100 * size, 1)
+    )
     run = cost.Queued(40, "v", "1", "/nowhere", "8,1,10", "")
     *_, alone, total = cost.describe([run], {run.network: found}, jobs=1, nproc=1, startup=5.0)
     assert total.startswith("Total: 8m 30s for 1 runs")  # 400 s of training, 100 s of sampling, 10 s of starting up
-    assert alone.startswith("Other work took up to 75 % of the time of its threads. Without it: 3m 30s for 1 runs")
+    assert alone.startswith(
+        "Other work took up to 75 % of the time of its threads. Without it, at most: 3m 30s for 1 runs"
+    )
     quiet = cost.replace(found, training=cost.replace(steps, share=0.95))
     assert not any("Other work" in line for line in cost.describe([run], {run.network: quiet}, 1, 1, 5.0))
 

@@ -88,6 +88,7 @@ class Timed:
 class Cost:
     """What is known of one network: its speed, and what a run of any size comes to."""
 
+    shape: tuple[int, int, int]  # resolution, channels, classes
     training: Steps
     sampling: Steps  # seconds per image: all evaluations of the sampler
     evaluations: int
@@ -208,8 +209,8 @@ def time_network(
         sampling = _grow(evaluate, min(how.batch, share), limit, 1, at_once=how.compile)
     sampling = replace(sampling, seconds=sampling.seconds * evaluations)
     return Cost(
-        training, sampling, evaluations, start.machine, threads if device.type == "cpu" else None, start.loop.precision,
-        len(how.seeds), planned,
+        shape, training, sampling, evaluations, start.machine, threads if device.type == "cpu" else None,
+        start.loop.precision, len(how.seeds), planned,
     )  # fmt: skip
 
 
@@ -415,7 +416,7 @@ def describe(
     if (share := min(part.share for cost in costs.values() for part in (cost.training, cost.sampling))) < 0.9:
         yield (
             f"Other work took up to {100 * (1 - share):.0f} % of the time of its threads. "
-            f"Without it: {total([seconds for *_, seconds in left])}."
+            f"Without it, at most: {total([seconds for *_, seconds in left])}."
         )
     now = total([seconds for _, seconds, _ in left])
     start = _seconds(2 * startup)
@@ -428,9 +429,9 @@ def describe_network(runs: Sequence[Queued], cost: Cost) -> str:
     t, s = cost.training, cost.sampling
     sizes = sorted({run.size for run in runs})
     name = ", ".join(values)
-    resolution, channels, classes = runs[0].shape.split(",")
-    image = f"{resolution}x{resolution}x{channels}" if resolution and channels else "images of the source"
-    label = f", {classes} classes" if "--cond=1" in runs[0].options.split() and classes else ""
+    resolution, channels, classes = cost.shape
+    image = f"{resolution}x{resolution}x{channels}"
+    label = f", {classes} classes" if "--cond=1" in runs[0].options.split() else ""
     return (
         f"{name} ({image}{label}, {cost.precision}): {_seconds(1000 * t.seconds)} per kimg of training "
         f"(timed: {_count(t)}), {_seconds(s.seconds)} per generated image "

@@ -670,12 +670,15 @@ def describe_table(kind: str, table: dict[str, dict[str, Any]]) -> str:
 def describe_held_out(held_out: dict[str, Any], groups: dict[str, dict[str, Any]]) -> str:
     """Copies of held-out images beside those of training images, and the radius of the criterion, as lines."""
     width = max(map(len, [*held_out["groups"], "held-out"]))
-    lines = [f"    {'held-out':<{width}s}  images  copies per image  of training images  radius, RMS, and of those"]
+    lines = [
+        f"    {'held-out':<{width}s}  images  copies per image  (of training images)  radius  (of training images)"
+    ]
     for name, row in held_out["groups"].items():
-        own = groups.get(name)
-        per, trained = row["num_counted"] / row["num_images"], f"{own['memorized_per_training']:.3f}" if own else "-"
-        radius = f"{row['radius'][0]:.1f}" + (f", {held_out['training'][name]['radius'][0]:.1f}" if own else "")
-        lines.append(f"    {name:<{width}s}  {row['num_images']:>6d}  {per:>16.3f}  {trained:>18s}  {radius:>25s}")
+        own, per = groups.get(name), row["num_counted"] / row["num_images"]
+        trained = f"{own['memorized_per_training']:.3f}" if own else "-"
+        radius = f"{held_out['training'][name]['radius'][0]:.2f}" if own else "-"
+        line = f"    {name:<{width}s}  {row['num_images']:>6d}  {per:>16.3f}  {trained:>20s}"
+        lines.append(f"{line}  {row['radius'][0]:>6.2f}  {radius:>20s}")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from memorization.curve.group_curves import (
     group_timing,
     other_measurements,
 )
-from memorization.curve.group_output import describe_runs, group_figure, read_group_runs, write_group_runs
+from memorization.curve.group_output import describe_runs, group_figure, read_group_runs, summary, write_group_runs
 from memorization.measure.controls import measure_held_out, measure_optimum
 from memorization.plots import check_format, save_figure
 from memorization.runs import OTHER_MEASUREMENTS, read_run
@@ -358,19 +358,23 @@ def images(
                 measure_optimum(run, records[-1], target, batch)
     measured = [read_run(run) for run in runs]
     each = [group_run(run) for run in measured]
-    _print_groups(each)
+    answers = _print_groups(each)
     group_figure(each, figure, title=title)
     counts[OTHER_MEASUREMENTS] = sum(map(other_measurements, measured))
     write_group_runs(each, figure.with_suffix(".csv"))
-    write_record(figure.with_suffix(".json"), command=sys.argv, counts=counts, runs=list(map(str, runs)))
+    write_record(
+        figure.with_suffix(".json"), command=sys.argv, counts=counts, runs=list(map(str, runs)), sizes=summary(each),
+        answers=answers,
+    )  # fmt: skip
     click.echo(f"Figure: {figure}\nTable:  {figure.with_suffix('.csv')}\nRecord: {figure.with_suffix('.json')}")
     click.echo(left_out_sentence(counts))
 
 
-def _print_groups(runs: list[GroupRun]) -> None:
-    """How the groups end, and whether some come later or earlier."""
+def _print_groups(runs: list[GroupRun]) -> dict[str, str]:
+    """How the groups end, and whether some come later or earlier; return these answers."""
     for line in describe_runs(runs):
         click.echo(line)
+    answers = {}
     for name, expected in (("outlier", "later"), ("duplicate", "earlier")):
         if any(name in run.curves for run in runs):
             timing, units = group_timing(runs, name)
@@ -383,7 +387,9 @@ def _print_groups(runs: list[GroupRun]) -> None:
                 )
             if count and len(units) - len(lacking) > 1:
                 said += f" Of {count} runs, each against its own inliers, with the curve of its |D|."
+            answers[f"{name}s {expected}"] = said
             click.echo(f"{name.capitalize()}s {expected}? {said}")
+    return answers
 
 
 def _cell(value: float | str | None, digits: int = 3, factor: float = 1) -> str:

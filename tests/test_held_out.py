@@ -162,10 +162,18 @@ def test_measured_with_the_run_or_later(study, run_cli, tmp_path):
     text = run_cli(outlier_study.main, [*args, held, "--optimum"]).output
     later = [r["held_out"] for r in read_records(run / "mem_traj.jsonl") if not r["optimum"]]
     assert later[0]["num_samples"] == 16 and set(later[0]["groups"]) == {"inlier", "duplicate", "outlier"}
-    assert "The optimum: " in text and "held-out: share" in text and "Counts as a copy up to this far" in text
+    assert (
+        "The optimum: " in text
+        and "held-out " in text
+        and "of its share" in text
+        and "Counts as a copy up to this far" in text
+    )
     again = run_cli(outlier_study.main, [*args, held, "--optimum"]).output
     assert again.startswith("|D| = 30 (24 in the reference), 1 run, ") and text.endswith(again)
-    assert json.loads((tmp_path / "a.json").read_text())["runs"] == [str(run)]
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["runs"] == [str(run)] and record["sizes"][0]["size"] == 30
+    outliers = record["sizes"][0]["groups"]["outlier"]
+    assert set(outliers["of_the_optimum"]) == {"copies", "copied"} and len(outliers["held_out_share"]) == 3
     text = run_cli(
         outlier_study.main, ["images", f"--from-csv={tmp_path / 'a.csv'}", f"--out={tmp_path / 'b.png'}"]
     ).output  # fmt: skip

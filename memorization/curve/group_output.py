@@ -4,11 +4,15 @@ import csv
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from memorization.curve.files import write_csv
 from memorization.curve.group_curves import (
+    Curves,
+    Estimate,
     GroupPoint,
     GroupRun,
     by_size,
@@ -46,52 +50,65 @@ def describe_runs(runs: Sequence[GroupRun]) -> list[str]:
         )
         lines += _ends(some, curves)
         ends = {name: points[-1] for name, points in curves.items()}
-        if any(p.held_images for p in ends.values()) or any(run.optimum for run in some):
-            lines += _beside(some, ends)
-        if any(p.radius for p in ends.values()):
+        if any(end.held_images for end in ends.values()):
+            lines += _by_chance(some, ends)
+        if all(run.optimum for run in some):
+            lines += _of_the_optimum(some)
+        if any(end.radius for end in ends.values()):
             lines += _radii(ends)
     return lines
 
 
-def _ends(runs: Sequence[GroupRun], curves: dict[str, list[GroupPoint]]) -> list[str]:
+def _ends(runs: Sequence[GroupRun], curves: Curves) -> list[str]:
     shares = {name: share_over_seeds([run.curves[name][-1] for run in runs]) for name in curves}
     over = " and ".join(sorted({share.over for share in shares.values()}, reverse=True))
     lines = [
         f"{'group':<12} {'images':>6} {'copied':>7} {'share':>6}  {f'95 %, {over}':<22} {'half its rise at epoch':>22}"
     ]
     for name, points in curves.items():
-        half, share = half_epoch(points), shares[name]
-        reached = "not yet" if half is None else f"{half:.0f}"
-        interval = f"[{share.low:.2f}, {share.high:.2f}]"
-        number, copied = runs[0].curves[name][-1].num_training, f"{100 * points[-1].copied:.0f} %"
-        lines.append(f"{name:<12} {number:>6} {copied:>7} {share.value:>6.2f}  {interval:<22} {reached:>22}")
+        share, number = shares[name], runs[0].curves[name][-1].num_training
+        interval, copied = f"[{share.low:.2f}, {share.high:.2f}]", f"{100 * points[-1].copied:.0f} %"
+        lines.append(f"{name:<12} {number:>6} {copied:>7} {share.value:>6.2f}  {interval:<22} {_reached(points):>22}")
     return lines
 
 
-def _beside(runs: Sequence[GroupRun], ends: dict[str, GroupPoint]) -> list[str]:
-    """The chance of held-out images, and the optimum."""
-    lines = [
-        f"{'':<12} {'held-out: share':>16} {'95 %':<12}  {'optimum: share':>15} {'copied':>7}  "
-        f"{'share, of its':>13} {'95 %':<20}  {'copied, of its':>14} {'95 %':<20}"
-    ]
+def _reached(points: Sequence[GroupPoint]) -> str:
+    """The epoch of half the rise; one at the end is only known not to be before."""
+    half = half_epoch(points)
+    if half is None:
+        return "not yet"
+    return f"{half:.0f}" if half < 0.999 * points[-1].epochs else f"not before {half:.0f}"
+
+
+def _by_chance(runs: Sequence[GroupRun], ends: dict[str, GroupPoint]) -> list[str]:
+    """Copies of held-out images."""
+    lines = [f"{'held-out':<12} {'images':>6} {'copied':>7} {'share':>6}  95 %, images"]
     for name, end in ends.items():
-        held, interval = "-", ""
         if end.held_images:
             low, high = end.held_interval
-            held, interval = f"{end.held_share:.3f}", f"[{low:.2f}, {high:.2f}]"
-        line = f"{name:<12} {held:>16} {interval:<12}"
-        found = to_optimum(runs, name)
-        if found is None:
-            line += f"  {'-':>15} {'-':>7}"
-        else:
-            best = runs[0].optimum[name]
-            line += f"  {best.share:>15.2f} {100 * best.copied:>5.0f} %"
-            for key, width in (("copies", 13), ("copied", 14)):
-                ratio = found[key]
-                value = "-" if math.isnan(ratio.value) else f"{ratio.value:.2f}"
-                line += f"  {value:>{width}} {f'[{ratio.low:.2f}, {ratio.high:.2f}] {ratio.over}':<20}"
-        lines.append(line.rstrip())
+            number, copied = runs[0].curves[name][-1].held_images, f"{100 * end.held_copied / end.held_images:.0f} %"
+            lines.append(f"{name:<12} {number:>6} {copied:>7} {end.held_share:>6.3f}  [{low:.3f}, {high:.3f}]")
     return lines
+
+
+def _of_the_optimum(runs: Sequence[GroupRun]) -> list[str]:
+    """The optimum, and what the networks reach of it."""
+    lines = [
+        f"{'optimum':<12} {'':>6} {'copied':>7} {'share':>6}  {'of its share':<28} of the images that it copies"
+    ]  # fmt: skip
+    for name, best in runs[0].optimum.items():
+        found = to_optimum(runs, name)
+        if found is not None and name in runs[0].curves:
+            cells = [_estimate(found[key]) for key in ("copies", "copied")]
+            line = f"{name:<12} {'':>6} {f'{100 * best.copied:.0f} %':>7} {best.share:>6.2f}  {cells[0]:<28} {cells[1]}"
+            lines.append(line)
+    return lines
+
+
+def _estimate(found: Estimate) -> str:
+    if math.isnan(found.value):
+        return "-"
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}] {found.over}"
 
 
 def _radii(ends: dict[str, GroupPoint]) -> list[str]:
@@ -111,6 +128,30 @@ def _radii(ends: dict[str, GroupPoint]) -> list[str]:
             line += f"; {end.num_within} of {end.num_memorized} copies are within that of inliers"
         lines.append(line)
     return lines
+
+
+def summary(runs: Sequence[GroupRun]) -> list[dict[str, Any]]:
+    """What `describe_runs` says, as numbers for a record: an entry per |D|, with its groups at the end of training."""
+    entries = []
+    for size, some in by_size(runs).items():
+        groups = {}
+        for name, points in pooled(some).items():
+            end, relative = points[-1], to_optimum(some, name)
+            groups[name] = {
+                "num_training": some[0].curves[name][-1].num_training,
+                "copied": end.copied,
+                "share": asdict(share_over_seeds([run.curves[name][-1] for run in some])),
+                "half_epoch": half_epoch(points),
+                "held_out_share": None if not end.held_images else [end.held_share, *end.held_interval],
+                "optimum_share": some[0].optimum[name].share if relative else None,
+                "of_the_optimum": {key: asdict(found) for key, found in relative.items()} if relative else None,
+                "radius": end.radius,
+                "held_out_radius": end.held_radius,
+                "copies_within_the_radius_of_inliers": end.num_within,
+                "copies": end.num_memorized,
+            }  # fmt: skip
+        entries.append({"size": size, "runs": len(some), "epochs": some[0].epochs, "groups": groups})
+    return entries
 
 
 # ----------------------------------------------------------------------------

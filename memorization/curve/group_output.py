@@ -286,7 +286,9 @@ def group_figure(runs: Sequence[GroupRun], path: str | os.PathLike, *, title: st
     if controlled:
         axes[0][1].plot([], [], ":", color="0.4", label="held-out images of the group")
     if compared or controlled:
-        axes[0][1].legend(frameon=False, fontsize=8)
+        fig.legend(
+            *axes[0][1].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=2, loc="outside lower center"
+        )
     if title:
         fig.suptitle(title, fontsize=11)
     save_figure(fig, path)

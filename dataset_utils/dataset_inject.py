@@ -269,7 +269,7 @@ def main(
       python dataset_utils/dataset_inject.py --source=cifar-10-python.tar.gz --max-images=1000 \\
           --dest=datasets/cifar10-inject.zip --duplicates=50 --copies=4 --jitter=1 --noise=4 \\
           --outliers=50 --outlier-source=train-images-idx3-ubyte.gz
-      python dataset_utils/dataset_inject.py --source=digits --max-images=60 --dest=datasets/digits-60.zip \
+      python dataset_utils/dataset_inject.py --source=digits --max-images=60 --dest=datasets/digits-60.zip \\
           --duplicates=6 --copies=4 --outliers=6 --outliers-inverted --held-out=datasets/digits-60-other.zip
     """
     _check_options(

@@ -139,10 +139,18 @@ def test_other_work_is_told_apart():
     *_, alone, total = cost.describe([run], {run.network: found}, jobs=1, nproc=1, startup=5.0)
     assert total.startswith("Total: 8m 30s for 1 runs")  # 400 s of training, 100 s of sampling, 10 s of starting up
     assert alone.startswith(
-        "Other work took up to 75 % of the time of its threads. Without it, at most: 3m 30s for 1 runs"
+        "Other work took up to 75 % of the time of its thread. Without it, at most: 3m 30s for 1 runs"
     )
     quiet = cost.replace(found, training=cost.replace(steps, share=0.95))
     assert not any("Other work" in line for line in cost.describe([run], {run.network: quiet}, 1, 1, 5.0))
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert cost._share(cpu, 1.0, 4.0) == 0.25 and cost._share(torch.device("cuda"), 1.0, 4.0) == 1
+        torch.set_num_threads(2)  # one that waits for the other is no other work
+        assert cost._share(cpu, 4.5, 4.0) == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_several_runs_at_a_time():

@@ -17,7 +17,9 @@ def tried(folder, rate, losses, state="complete", reason="", **command):
     run = write_run(folder, 20, [], lr=rate, command={"lr": rate, "num_channels": 16} | command)
     kimg = [8 * (i + 1) / len(losses) for i in range(len(losses))]
     (run / "stats.jsonl").write_text("".join(
-        json.dumps({"Loss/loss": {"mean": loss}, "Progress/kimg": {"mean": k}}) + "\n" for k, loss in zip(kimg, losses)
+        json.dumps({
+            "Loss/loss": {"mean": loss}, "Progress/kimg": {"mean": k}, "Loss/not_finite": {"mean": float(loss != loss)}
+        }) + "\n" for k, loss in zip(kimg, losses)
     ))  # fmt: skip
     (run / "run-state.json").write_text(json.dumps(dict(state=state, kimg=8, reason=reason)))
     return run
@@ -34,6 +36,17 @@ def test_the_lowest_loss_of_the_last_quarter_wins(run_cli, tmp_path):
     result = run_cli(learning_rate.main, [str(early), str(late), str(gone)])
     assert result.stdout == "0.002\n"
     assert "the end of what was tried" in result.stderr and "1: not finite" in result.stderr
+
+
+def test_a_run_that_diverged_at_its_end_is_out(tmp_path):
+    """It is complete: its last ticks were too few for training to give up."""
+    nan = float("nan")
+    gone = tried(tmp_path / "a", 1e-2, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, nan])
+    early = tried(tmp_path / "b", 2e-3, [nan, 0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.5])
+    all_of_it = tried(tmp_path / "c", 1e-1, [0.9, nan])
+    rates = try_rates([read_training(run) for run in (gone, early, all_of_it)])
+    assert [(rate.value, rate.loss) for rate in rates] == [(2e-3, pytest.approx(0.5)), (1e-2, None), (1e-1, None)]
+    assert best_rate(rates).value == 2e-3
 
 
 def test_one_tick_is_its_own_last_quarter(tmp_path):

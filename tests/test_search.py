@@ -24,6 +24,7 @@ from memorization.search.job import SearchJob, last_words
 from memorization.search.search import Plan, Range, Search, SearchSpec, choose_subset, describe_result
 from memorization.stats.crossing import fit_crossing
 from training.dataset import ImageFolderDataset
+from training.run.state import NOT_FINITE
 
 LOW, HIGH, LEVEL, TRUE_EMM, SLOPE = 8, 128, 0.9, 31, 2.66
 
@@ -396,6 +397,20 @@ def test_job_trains_once(tmp_path, monkeypatch):
     assert SearchJob(path)() == 0 and SearchJob(path)() == 0
     assert said(path) == ["trained", "measured", "measured"]
     assert (tmp_path / "x.exit").read_text() == "0\n"
+
+
+def test_a_job_that_measures_nothing_does_not_train_again_what_diverged(tmp_path, monkeypatch):
+    """As when two runs of a factor script wait for the same learning rates to be tried."""
+    monkeypatch.chdir(tmp_path)
+    reason = f"{NOT_FINITE} in 3 ticks in a row, up to 8 kimg"
+    diverges = "mkdir -p run && cp state.json run/run-state.json && echo trained; exit 1"
+    (tmp_path / "state.json").write_text(json.dumps(dict(state="failed", kimg=8, reason=reason)))
+    path = write_job(tmp_path, diverges)
+    job = json.loads(path.read_text())
+    path.write_text(json.dumps(job | {"measure": []}))
+    assert SearchJob(path)() == 1 and SearchJob(path)() == 0 and said(path) == ["trained"]
+    path.write_text(json.dumps(job))  # one that measures tries again, and fails again
+    assert SearchJob(path)() == 1 and said(path) == ["trained", "trained"]
 
 
 @pytest.mark.slow

@@ -39,9 +39,14 @@ def measure_held_out(
     """
     reference, task = _as_measured(run, records[-1], device, batch)
     control = HeldOutControl.read(reference, path)
-    if not all(control.holds(record) for record in records):
-        wanted = {record["kimg"] for record in records}
+    wanted = {record["kimg"] for record in records if not control.holds(record)}
+    if wanted:
         subjects = [subject for subject in snapshot_subjects(run.path, device) if subject.kimg in wanted]
+        if gone := sorted(wanted - {subject.kimg for subject in subjects}):
+            raise FileNotFoundError(
+                f'Snapshots of "{run.path}" are not there any more: kimg {", ".join(map(str, gone))}. Held-out images '
+                "are counted in all of them that were measured."
+            )
         _evaluate(Evaluator(run.path / LOG, reference, task, _describe, control=control), subjects)
     return control.left_out
 

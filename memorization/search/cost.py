@@ -72,7 +72,7 @@ class Steps:
     images: int  # of each
     of: int  # so many the run has at a time
     count: int
-    share: float = 1.0  # of its threads' time that other work on the processor left it, 0 to 1
+    share: float = 1.0  # of the time, that other work on the processor left it, 0 to 1; 1 where that is not known
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,11 @@ def _grow(time_with: Callable[[int], Timed], of: int, limit: float, per_round: i
 
 
 def _share(device: torch.device, busy: float, seconds: float) -> float:
-    """What part of these seconds the threads computed, which took `busy` seconds of the processor together."""
-    return 1.0 if device.type != "cpu" else min(busy / (seconds * torch.get_num_threads()), 1.0)
+    """What part of these seconds was computed, which took `busy` seconds of the processor.
+
+    1 on a GPU, and with several threads: these also wait for each other, which is no other work.
+    """
+    return 1.0 if device.type != "cpu" or torch.get_num_threads() > 1 else min(busy / seconds, 1.0)
 
 
 def _time_steps(start: train.Start, device: torch.device, folder: Path, images: int, limit: float) -> Timed:
@@ -415,7 +418,7 @@ def describe(
 
     if (share := min(part.share for cost in costs.values() for part in (cost.training, cost.sampling))) < 0.9:
         yield (
-            f"Other work took up to {100 * (1 - share):.0f} % of the time of its threads. "
+            f"Other work took up to {100 * (1 - share):.0f} % of the time of its thread. "
             f"Without it, at most: {total([seconds for *_, seconds in left])}."
         )
     now = total([seconds for _, seconds, _ in left])

@@ -3,8 +3,9 @@
     python -m memorization.search.learning_rate RUN...    prints the rate; the losses go to stderr
 
 The RUNs differ in --lr alone. The rule: the rate whose loss, averaged over the last quarter of the training, is the
-lowest. A run whose loss was not finite is out. R_mem is not looked at, and need not have been measured: a factor whose
-values want different rates is compared at the rate that trains each best, not at the one that memorizes most.
+lowest. A run whose loss was not finite there, or that ended by it, is out. R_mem is not looked at, and need not have
+been measured: a factor whose values want different rates is compared at the rate that trains each best, not at the one
+that memorizes most.
 """
 
 import sys
@@ -73,16 +74,19 @@ def _differs(key: str, a: Run, b: Run) -> bool:
     return key not in _FREE and a.command.get(key) != b.command.get(key)
 
 
-def last_loss(run: Run) -> float:
-    """Mean training loss over the last quarter of a run, of the ticks in it.
+def last_loss(run: Run) -> float | None:
+    """Mean training loss over the last quarter of a run, of the ticks in it; None if it was not finite in one of them.
 
     Raises
     ------
     ValueError
         If the run recorded no loss there.
     """
-    losses = [(entry["Progress/kimg"], entry["Loss/loss"]) for entry in run.statistics if "Loss/loss" in entry]
-    last = [loss for kimg, loss in losses if kimg > (1 - LAST) * run.statistics[-1]["Progress/kimg"]]
+    statistics = run.statistics
+    ticks = [entry for entry in statistics if entry["Progress/kimg"] > (1 - LAST) * statistics[-1]["Progress/kimg"]]
+    if any(entry.get("Loss/not_finite") for entry in ticks):
+        return None
+    last = [entry["Loss/loss"] for entry in ticks if "Loss/loss" in entry]
     if not last:
         raise ValueError(f'"{run.path}" has no loss from the last quarter of its training; lower --tick.')
     return sum(last) / len(last)

@@ -174,6 +174,10 @@ finish() {
     LARGEST=$(printf '%s\n' "${queue[@]}" | awk -F '\t' '
         $1 > size[$2] + 0 { size[$2] = $1; data[$2] = $4 } END { for (value in data) print value "\t" data[value] }')
     export RATES LARGEST
+    if [[ $RATES == *" "* && " $TRAIN" =~ " --lr"[=\ ] ]]; then
+        echo "RATES chooses the learning rate, and TRAIN says it: leave --lr out of TRAIN, or set RATES to that rate." >&2
+        exit 2
+    fi
     if [[ $RATES == *" "* ]]; then
         echo "Before them $(wc -w <<< "$RATES") runs for each of $(wc -l <<< "$LARGEST") values, with the largest set, to choose" \
             "the learning rate (RATES=\"$RATES\") by the training loss."

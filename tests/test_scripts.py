@@ -131,6 +131,8 @@ def test_plan_at_paper_scale(script, runs, images):
 
 @pytest.mark.slow
 def test_wrong_values_are_refused():
+    env = {"SCALE": "small", "TRAIN": "--batch=8 --lr=1e-3", "DATASETS": "/nowhere", "PYTHON": "true"}
+    assert "leave --lr out of TRAIN" in shell("model_width", env, code=2)
     assert "choose small, medium or paper" in shell("model_width", {"SCALE": "large"}, code=2)
     assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)
     assert "from 1 to 24" in shell("model_width", {"TASK": "25", "DATASETS": "/nowhere", "PYTHON": "true"}, code=2)
@@ -140,7 +142,7 @@ def test_wrong_values_are_refused():
 @pytest.mark.slow
 def test_a_plan_times_the_networks_and_leaves_nothing(python, tmp_path):
     env = {"SCALE": "small", "SIZES": "10 20", "WIDTHS": "8", "SEEDS": "1 2", "PYTHON": python, "PLAN": "1"}
-    env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--batch=8 --lr=1e-3"}
+    env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--batch=8", "RATES": "1e-3"}
     text = shell("model_width", env)
     assert "(small): 4 runs" in text and "(8x8x1, fp32)" in text and re.search(r"timed: \d+ of 8 images\)", text)
     assert re.search(r"\|D\| = 20, 8, seeds 1 2: training \d.*, measuring \d.* \(1 snapshot\) each", text)

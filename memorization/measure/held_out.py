@@ -59,8 +59,12 @@ def radii(
     u /= np.linalg.norm(u, axis=0)
     along_y, along_z = y @ u, z @ u  # [n, directions], [N, directions]
     found = np.empty(len(y))
+    squares = np.square(z).sum(axis=1)
     for i in range(len(y)):
-        distance = np.linalg.norm(z - y[i], axis=1)
+        if i % _BLOCK == 0:  # products of pixels are exact in float64
+            block = y[i : i + _BLOCK]
+            squared = np.square(block).sum(axis=1)[:, np.newaxis] + squares - 2 * block @ z.T
+        distance = np.sqrt(squared[i % _BLOCK])
         if reference is None:
             distance[i] = np.inf
         nearest = distance.min()

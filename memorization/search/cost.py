@@ -423,7 +423,7 @@ def describe(
         )
     now = total([seconds for _, seconds, _ in left])
     start = _seconds(2 * startup)
-    yield f"Total: {now}. With {start} of starting up per run; without datasets, comparisons and figures."
+    yield f"Total: {now}. With {start} of starting up per run; without datasets, neighbours, --quality, --gap, figures."
 
 
 def describe_network(runs: Sequence[Queued], cost: Cost) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -347,19 +348,21 @@ def images(
         click.echo(f"Figure: {figure}")
         return
     check_file(figure, "--out")
-    counts: dict[str, int] = {}
+    overlaps: dict[str, Counter[str]] = {}  # of each training set with the held-out images
     if held_out is not None or optimum:
         target = dist.init(device)
         for run in map(read_run, runs):
             records = group_records(run)
             if held_out is not None:
-                counts |= measure_held_out(run, records, held_out, target, batch)
+                trained_on = str(run.options["dataset_kwargs"].get("path"))
+                overlaps[trained_on] = Counter(measure_held_out(run, records, held_out, target, batch))
             if optimum:
                 measure_optimum(run, records[-1], target, batch)
     measured = [read_run(run) for run in runs]
     each = [group_run(run) for run in measured]
     answers = _print_groups(each)
     group_figure(each, figure, title=title)
+    counts = dict(sum(overlaps.values(), Counter()))
     counts[OTHER_MEASUREMENTS] = sum(map(other_measurements, measured))
     write_group_runs(each, figure.with_suffix(".csv"))
     write_record(

@@ -121,19 +121,15 @@ run_one() {
 
 # tune VALUE OPTIONS START...: the one of RATES with which the networks of a value are trained, by the training loss alone.
 tune() {
-    local value=$1 options=$2 rate run data runs=() lost="the loss was NaN or infinite"
+    local value=$1 options=$2 rate run data runs=()
     shift 2
     data=$(awk -F '\t' -v value="$value" '$1 == value { print $2 }' <<< "$LARGEST")
     for rate in $RATES; do
         run=$OUT/tune/$value/$rate
         runs+=("$run")
-        if grep -qs "$lost" "$run/run-state.json"; then continue; fi
         "$PYTHON" -m memorization.search.job "$run" \
             "$@" train.py --outdir="$run" --nosubdir --data="$data" --seed=0 "$long" \
-            $basic $options "--lr=$rate" $TRAIN --resume=latest --then >&2 || {
-            local status=$?
-            grep -qs "$lost" "$run/run-state.json" || return $status
-        }
+            $basic $options "--lr=$rate" $TRAIN --resume=latest --then >&2 || return
     done
     echo -n "$value: " >&2
     "$PYTHON" -m memorization.search.learning_rate "${runs[@]}"

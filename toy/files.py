@@ -11,6 +11,7 @@ import numpy as np
 
 from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
+from memorization.curve.files import read_csv
 from memorization.stats.timing import Answer
 from toy.data import GROUPS
 from toy.study import Curves, Result, Settings, check_same, share
@@ -66,8 +67,7 @@ def read_table(path: str | os.PathLike) -> Curves:
         If it cannot be read.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(path)
         cells = {(int(row["repeat"]), int(row["epoch"]), row["group"]): row for row in rows}
         repeats, epochs = (sorted({key[i] for key in cells}) for i in (0, 1))
 

@@ -53,10 +53,9 @@ def read_curve_csv(path: str | os.PathLike) -> list[Line]:
         If it cannot be read.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows: dict[tuple[str, str], list[dict[str, str]]] = {}
-            for row in csv.DictReader(file):
-                rows.setdefault((row["line"], row["value"]), []).append(row)
+        rows: dict[tuple[str, str], list[dict[str, str]]] = {}
+        for row in read_csv(path):
+            rows.setdefault((row["line"], row["value"]), []).append(row)
         lines = [_line(name, json.loads(value), group) for (name, value), group in rows.items()]
         if not lines:
             raise ValueError("no rows")
@@ -186,6 +185,12 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
+    """The rows of a CSV, column -> text; csv.Error, UnicodeDecodeError or OSError if there are none to read."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: str | os.PathLike) -> None:

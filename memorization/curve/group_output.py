@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from memorization.curve.files import write_csv
+from memorization.curve.files import read_csv, write_csv
 from memorization.curve.group_curves import (
     Curves,
     Estimate,
@@ -187,8 +187,7 @@ def read_group_runs(path: str | os.PathLike) -> list[GroupRun]:
     """
     runs: dict[tuple[int, int], GroupRun] = {}
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(path)
         for row in rows:
             if (key := (int(row["size"]), int(row["run"]))) not in runs:
                 runs[key] = GroupRun(key[0], {}, {})
@@ -211,15 +210,10 @@ def _point(row: dict[str, str], total: int) -> GroupPoint:
     control = {name: int(row[name]) if row[name] else None for name in _CONTROL}
     radius = tuple(float(row[name]) for name in _RADIUS) if row["radius"] else None
     held_radius = float(row["held_radius"]) if row["held_radius"] else None
+    kimg, epochs = float(row["kimg"]), float(row["epochs"])
     point = GroupPoint(
-        float(row["kimg"]),
-        float(row["epochs"]),
-        **counts,
-        total=total,
-        **control,
-        radius=radius,
-        held_radius=held_radius,
-    )
+        kimg, epochs, total=total, radius=radius, held_radius=held_radius, **counts, **control
+    )  # fmt: skip
     _ = point.interval, point.held_interval  # refuses counts that are none
     return point
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
-from training.run.state import NOT_FINITE, read_run_state
+from training.run.state import has_diverged, read_run_state
 
 BEGIN = "--- begun"
 EXIT_STOPPED = 75  # as of train.py: ended early, goes on when started again
@@ -58,14 +58,14 @@ class SearchJob:
     def _run(self) -> int:
         job = json.loads(self.path.read_text(encoding="utf-8"))
         run_dir = Path(job["run_dir"])
-        # What diverged has no network to measure; another process that waited for it has nothing to do either.
-        ended = is_trained(run_dir) or (not job["measure"] and has_diverged(run_dir))
         with open(self.path.with_suffix(".log"), "a", encoding="utf-8") as log:
-            for is_done, command in [(ended, job["train"]), (False, job["measure"])]:
-                status = 0 if is_done or not command else self._call(command, log)
-                if status != 0:
-                    return status
-        return 0
+            if job["measure"]:
+                return (0 if is_trained(run_dir) else self._call(job["train"], log)) or self._call(job["measure"], log)
+            # Where nothing is to be measured a run that has diverged has ended, too, and is not trained again.
+            if is_trained(run_dir) or has_diverged(read_run_state(run_dir)):
+                return 0
+            status = self._call(job["train"], log)
+            return 0 if has_diverged(read_run_state(run_dir)) else status
 
     def _call(self, command: list[str], log: Any) -> int:
         """Run a command until it ends, or is asked to because this job is to stop; return its exit status."""
@@ -102,12 +102,6 @@ def is_trained(run_dir: Path) -> bool:
     """True if the run is complete, by its duration or by an option that ends it early."""
     state = read_run_state(run_dir)
     return state is not None and state["state"] == "complete"
-
-
-def has_diverged(run_dir: Path) -> bool:
-    """True if the run has ended because its loss was not finite."""
-    state = read_run_state(run_dir)
-    return state is not None and state["state"] == "failed" and NOT_FINITE in (state.get("reason") or "")
 
 
 def begin(path: Path) -> None:

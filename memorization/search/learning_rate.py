@@ -18,7 +18,7 @@ import click
 from dnnlib.cli import report_errors
 from dnnlib.limits import parse_json
 from memorization.runs import OPTIONS, Run
-from training.run.state import NOT_FINITE, read_run_state
+from training.run.state import has_diverged, read_run_state
 
 LAST = 0.25  # of the training: what the loss is averaged over
 _FREE = {"lr", "outdir", "resume", "desc"}  # options in which the runs may differ
@@ -56,9 +56,8 @@ def try_rates(runs: Sequence[Run]) -> list[Rate]:
     """
     found = {}
     for run in runs:
-        state, rate = run.state or {}, run.command.get("lr")
-        lost = state.get("state") == "failed" and NOT_FINITE in state["reason"]
-        if not (lost or state.get("state") == "complete") or not isinstance(rate, int | float):
+        lost, rate = has_diverged(run.state), run.command.get("lr")
+        if not (lost or (run.state or {}).get("state") == "complete") or not isinstance(rate, int | float):
             raise ValueError(f'"{run.path}" is no run that has ended and says its --lr; train it to its end.')
         if others := sorted(k for k in run.command.keys() | runs[0].command.keys() if _differs(k, run, runs[0])):
             raise ValueError(

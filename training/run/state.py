@@ -56,6 +56,11 @@ def read_run_state(run_dir: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f'"{path}" does not hold the state of a run; delete it.') from err
 
 
+def has_diverged(state: dict[str, Any] | None) -> bool:
+    """True of the state of a run that has ended because its loss was not finite."""
+    return state is not None and state["state"] == "failed" and NOT_FINITE in state["reason"]
+
+
 def mark_failed(run_dir: str | os.PathLike, reason: str) -> None:
     """Call a run failed if it is called running; its kimg stays."""
     now = read_run_state(run_dir)

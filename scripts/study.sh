@@ -175,8 +175,8 @@ finish() {
         exit 2
     fi
     if [[ $RATES == *" "* ]]; then
-        echo "Before them $(wc -w <<< "$RATES") runs for each of $(wc -l <<< "$LARGEST") values, with the largest set, to choose" \
-            "the learning rate (RATES=\"$RATES\") by the training loss."
+        echo "Before them $(wc -w <<< "$RATES") runs for each value ($(($(wc -w <<< "$RATES") * $(wc -l <<< "$LARGEST"))) in all)," \
+            "with its largest set, to choose the learning rate (RATES=\"$RATES\") by the training loss."
     fi
     if [ -n "$PLAN" ]; then
         plan_costs

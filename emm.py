@@ -19,6 +19,7 @@ from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
 from memorization.curve.agreement import AGREEMENT_COLUMNS, agreement_record, compare_networks, open_network
 from memorization.curve.compare import compare_runs, comparison_record, write_distances
+from memorization.curve.effects import EFFECT_COLUMNS, effect_lines, effect_rows, effects
 from memorization.curve.figures import agreement_figure, curve_figure, timescales_figure, trajectory_figure
 from memorization.curve.files import (
     read_curve_csv,
@@ -112,6 +113,11 @@ def main() -> None:
 @main.command()
 @_some_runs_argument
 @_by_option
+@click.option(
+    "--against",
+    help="Also by how much each line differs from this one, as a table and OUT-effects.csv",
+    metavar="VALUE",
+)
 @click.option("--from-csv", help="Draw the CSV of a curve again, without runs", metavar="FILE")
 @click.option(
     "--out", help="Figure; CSV and JSON lie beside it", metavar="FILE", default="curve.png", show_default=True
@@ -132,6 +138,7 @@ def main() -> None:
 def curve(
     runs: tuple[str, ...],
     by: str | None,
+    against: str | None,
     from_csv: str | None,
     out: str,
     level: float,
@@ -165,15 +172,24 @@ def curve(
     python emm.py curve training-runs --by=num_channels --out=figures/width.png
 
     \b
+    # And by how much R_mem and EMM of each width differ from those of 128 channels, with intervals
+    python emm.py curve training-runs --by=num_channels --against=128 --out=figures/width.png
+
+    \b
     # That figure again from its table, with the same --by and --title; no runs are needed
     python emm.py curve --from-csv=figures/width.csv --by=num_channels --out=again.png
     """  # noqa: D301
     check_format(out)
     if bool(runs) == (from_csv is not None):
         raise click.UsageError("Give either runs, or the table of a curve by --from-csv.")
+    if against is not None and by is None:
+        raise click.UsageError("--against compares the lines of a factor; say which with --by.")
     if from_csv is not None:
         given = click.get_current_context().get_parameter_source
-        if any(given(name) is not ParameterSource.DEFAULT for name in ("level", "seed_sd", "interpolation", "keep")):
+        if any(
+            given(name) is not ParameterSource.DEFAULT
+            for name in ("level", "seed_sd", "interpolation", "keep", "against")
+        ):
             raise click.UsageError("--from-csv draws a table as it is: only --by, --title and --out go with it.")
         if given("out") is ParameterSource.DEFAULT:
             raise click.UsageError("--from-csv needs --out, the figure to draw.")
@@ -184,7 +200,8 @@ def curve(
         click.echo(f"Figure: {out}")
         return
     table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
-    for path in (table, record):
+    differences = Path(out).with_name(f"{Path(out).stem}-effects.csv") if against is not None else None
+    for path in (table, record, *([differences] if differences else [])):
         check_file(path)
     measured, left_out = read_runs(runs)
     selection = selected(measured, by, keep, left_out)
@@ -197,14 +214,23 @@ def curve(
     for note in notes:
         click.echo(f"Note: {note}.", err=True)
 
+    found = effects(lines, against) if against is not None else []
     print_curves(lines, by)
+    if found:
+        click.echo("\n".join(effect_lines(found, by)))
     curve_figure(lines, out, by=by, title=title)
     write_curve_csv(lines, table)
+    rows = effect_rows(found)
+    if differences is not None:
+        write_csv(EFFECT_COLUMNS, rows, differences)
     write_curve_json(
         lines, record, by=by, replicates=REPLICATES, command=sys.argv, notes=notes, left_out=left_out,
         kept=as_text(selection.kept), joined=as_text(selection.joined), counts=left_out_counts(left_out, selection),
+        effects=[dict(zip(EFFECT_COLUMNS, row)) for row in rows],
     )  # fmt: skip
     click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}")
+    if differences is not None:
+        click.echo(f"Effects: {differences}")
     click.echo(left_out_sentence(left_out_counts(left_out, selection)))
 
 

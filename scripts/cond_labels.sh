@@ -42,4 +42,4 @@ for labels in $LABELS; do
     done
 done
 TITLE="Labels that the network is conditioned on"
-finish folder
+finish folder none

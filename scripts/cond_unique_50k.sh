@@ -19,7 +19,7 @@ for size in $SIZES; do
     shape=${shape%,*},$size study unique-labels "$size" "$DATASETS/$name" --cond=1 $NETWORK
 done
 TITLE="Unique labels, |D| = $SIZES"
-finish folder
+finish folder unconditional
 if [ -z "$PLAN" ]; then
     "$PYTHON" emm.py trajectory "$OUT/runs" --by=folder --out="$OUT/trajectory.png" --title="$TITLE"
 fi

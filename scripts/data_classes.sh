@@ -18,4 +18,4 @@ for classes in $CLASSES; do
     done
 done
 TITLE="Number of classes"
-finish folder
+finish folder C=10

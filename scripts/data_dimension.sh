@@ -18,4 +18,4 @@ for resolution in $RESOLUTIONS; do
     done
 done
 TITLE="Data dimension"
-finish resolution
+finish resolution "${RESOLUTIONS%% *}"

@@ -39,4 +39,4 @@ for alpha in $ALPHAS; do
     done
 done
 TITLE="Diversity within a class"
-finish folder
+finish folder alpha=0

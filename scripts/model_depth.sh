@@ -16,4 +16,4 @@ for depth in $DEPTHS; do
     done
 done
 TITLE="Model depth (blocks per resolution)"
-finish num_blocks
+case $SCALE in small) finish num_blocks 1 ;; *) finish num_blocks 2 ;; esac

@@ -18,4 +18,4 @@ for embedding in $EMBEDDINGS; do
     done
 done
 TITLE="Time embedding and blocks per resolution"
-finish folder
+finish folder "positional-${DEPTHS%% *}"

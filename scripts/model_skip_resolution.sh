@@ -25,4 +25,4 @@ esac
 
 skip_runs "$network_options"
 TITLE="Skip connections by resolution ($NETWORK)"
-finish folder
+finish folder "${SKIPS%%[[:space:]]*}"

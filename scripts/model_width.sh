@@ -16,4 +16,4 @@ for width in $WIDTHS; do
     done
 done
 TITLE="Model width (channels)"
-finish num_channels
+case $SCALE in paper) finish num_channels 128 ;; medium) finish num_channels 64 ;; small) finish num_channels 16 ;; esac

@@ -14,6 +14,7 @@
 #   RATES          learning rates of which each VALUE takes the one with the lowest training loss, with its largest set
 #                  and seed 0 (memorization/search/learning_rate.py); those runs lie in OUT/tune     [width and depth]
 #   TRAIN, MEASURE further options of every train.py and mem_ratio.py
+#   AGAINST        the value with which the others are compared: differences of R_mem, ratio of EMM [the basic setting]
 #   PLAN=1         only say what would be trained, and how long that takes: each network is timed here and now
 #   PREPARE=1      only make the datasets and say how many runs there are
 #   GRID=1         also a picture of generated images of each run, OUT/grid-VALUE-SIZE-seedSEED.png
@@ -160,9 +161,10 @@ plan_costs() {
         --nproc="$NPROC" ${other:+"--source=$other"} <<< "${runs%$'\n'}"
 }
 
-# finish KEY: work through the queue, the largest sets first, then draw the curve with a line per KEY, or one for all.
+# finish KEY [VALUE]: work through the queue, the largest sets first, then draw the curve with a line per KEY, or one for all,
+# and compare the lines with that of VALUE.
 finish() {
-    local images
+    local images against
     images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
     if [ -n "$STEPS" ]; then images="$STEPS steps each"; else images="$images million training images"; fi
     echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images."
@@ -204,7 +206,12 @@ finish() {
         trap - EXIT
         kill $! && printf '\r\033[K' >&2
     fi
-    "$PYTHON" emm.py curve "$OUT/runs" ${1:+--by="$1"} --out="$OUT/$FACTOR.png" --title="${TITLE:-$FACTOR}"
+    against=${AGAINST-${2:-}}
+    # A default that is not among the values of this call is no mistake of the user's.
+    if [ -z "${AGAINST-}" ] && ! cut -f 1 <<< "$LARGEST" | grep -qxE -e "$against(x$against)?"; then against=; fi
+    if [ "$(wc -l <<< "$LARGEST")" -lt 2 ]; then against=; fi
+    "$PYTHON" emm.py curve "$OUT/runs" ${1:+--by="$1"} ${against:+--against="$against"} --out="$OUT/$FACTOR.png" \
+        --title="${TITLE:-$FACTOR}"
 }
 
 # skip_network: the options of NETWORK, in the experiments on skip connections.

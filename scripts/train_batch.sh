@@ -16,4 +16,4 @@ for batch in $BATCHES; do
     done
 done
 TITLE="Batch size, learning rate in proportion"
-finish batch_size
+case $SCALE in paper) finish batch_size 512 ;; *) finish batch_size 16 ;; esac

@@ -15,4 +15,4 @@ for ratio in $RATIOS; do
     done
 done
 TITLE="Final EMA ratio"
-finish final_ema
+case $SCALE in paper) finish final_ema 0.99929 ;; *) finish final_ema 0 ;; esac

@@ -121,6 +121,7 @@ def write_curve_json(
     kept: dict[str, str] | None = None,  # folder that counts as asked for -> why it would not
     joined: dict[str, str] | None = None,  # folder -> the run that it is part of
     counts: dict[str, int] | None = None,  # of what was left out, as the program says it
+    effects: Sequence[dict[str, Any]] = (),  # of the lines against one of them
 ) -> None:
     """Everything that the figure shows and comes from, as strict JSON (numbers that are not finite become null)."""
     content = {
@@ -131,6 +132,7 @@ def write_curve_json(
         "method": "logit line with spread between seeds, see memorization/stats/crossing.py; "
         f"ratios: beta-binomial bootstrap, {replicates} replicates, see memorization/stats/bootstrap.py",
         "lines": [line_record(line) for line in lines],
+        **({"effects": list(effects)} if effects else {}),
         **_origin(command, notes, left_out, kept, joined, counts),
     }
     write_json(content, path)

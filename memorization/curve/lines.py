@@ -57,6 +57,8 @@ class Line:
     seeds_from: str  # RUNS, OTHER_LINES, GIVEN or IMAGES
     crossings: int  # how often the mean ratios pass the level from one size to the next
     interpolation: str = "logit"  # how `emm` is read
+    fitted: Crossing | None = None  # None where the line was read from its table
+    lowered: Crossing | None = None  # without the excess of the highest of several snapshots
 
     @property
     def images_only(self) -> bool:
@@ -170,6 +172,8 @@ def curve_lines(
                 seeds_from=source,
                 crossings=int(np.abs(np.diff([p.ratio >= level for p in points])).sum()),
                 interpolation=interpolation,
+                fitted=fitted,
+                lowered=lowered,
             )
         )
     return lines, notes
@@ -198,7 +202,7 @@ def curve_points(
     bootstrap; see `memorization.stats.bootstrap`, also for the optimism that is taken off the lower end.
     """
     sizes = by_size(runs)
-    groups = [_group(group) for group in sizes.values()]
+    groups = [run_counts(group) for group in sizes.values()]
     seeds_known = seed_sd is not None or seed_spread(groups).rho is not None
     drawn = ratio_replicates(groups, replicates, seed, seed_sd)  # [B, S]
     points = []
@@ -229,7 +233,7 @@ def curve_points(
 
 def _spread(runs: Sequence[Run], level: float) -> np.ndarray | None:
     """log-likelihood of the spread between seeds by the sizes that have several runs; None if that says nothing."""
-    if seed_spread([_group(group) for group in by_size(runs).values()]).rho is None:
+    if seed_spread([run_counts(group) for group in by_size(runs).values()]).rho is None:
         return None
     return _crossing(runs, level).tau_log_likelihood()[0]
 
@@ -279,7 +283,7 @@ def by_size(runs: Iterable[Run]) -> dict[int, list[Run]]:
     return dict(sorted(found.items()))
 
 
-def _group(runs: Sequence[Run]) -> Group:
+def run_counts(runs: Sequence[Run]) -> Group:
     return np.array([run.num_memorized for run in runs]), np.array([run.num_samples for run in runs])
 
 

@@ -14,6 +14,7 @@ from dnnlib.util import check_file, check_folder
 from memorization.curve.files import write_record
 from memorization.curve.group_curves import (
     GroupRun,
+    at_common_snapshots,
     group_records,
     group_run,
     group_timing,
@@ -359,11 +360,12 @@ def images(
             if optimum:
                 measure_optimum(run, records[-1], target, batch)
     measured = [read_run(run) for run in runs]
-    each = [group_run(run) for run in measured]
+    each, other_times = at_common_snapshots([group_run(run) for run in measured])
     answers = _print_groups(each)
     group_figure(each, figure, title=title)
     counts = dict(sum(overlaps.values(), Counter()))
     counts[OTHER_MEASUREMENTS] = sum(map(other_measurements, measured))
+    counts["snapshots that not all runs of their |D| have"] = other_times
     write_group_runs(each, figure.with_suffix(".csv"))
     write_record(
         figure.with_suffix(".json"), command=sys.argv, counts=counts, runs=list(map(str, runs)), sizes=summary(each),

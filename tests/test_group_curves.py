@@ -1,6 +1,7 @@
 """Memorization by group over the training of a run, on records that the test writes."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import outlier_study
 from memorization.curve.group_curves import (
     GroupPoint,
     GroupRun,
+    at_common_snapshots,
     group_run,
     group_timing,
     half_epoch,
@@ -132,6 +134,20 @@ def test_timing_over_runs_of_several_sizes():
     never = [GroupPoint(p.kimg, p.epochs, 0, 0, 0, 5, 200, 75) for p in runs[3].curves["outlier"]]
     runs = [GroupRun(80, run.curves | {"outlier": never}) if run.size == 80 else run for run in runs]
     assert group_timing(runs, "outlier")[1] == {40: 3, 80: "none", 160: 3}
+
+
+def test_a_run_that_was_interrupted_has_a_snapshot_more():
+    """It is left out, and counted; the others are drawn together."""
+    runs = three_sizes(np.random.default_rng(0), 1.0)
+    more = {name: [replace(points[1], kimg=points[1].kimg + 0.5), *points] for name, points in runs[4].curves.items()}
+    interrupted = [*runs[:4], replace(runs[4], curves=more), *runs[5:]]
+    with pytest.raises(ValueError, match="the same snapshots"):
+        pooled([run for run in interrupted if run.size == runs[4].size])
+    found, left_out = at_common_snapshots(interrupted)
+    assert left_out == 1 and found == runs
+    apart = {name: [replace(p, kimg=p.kimg + 0.5) for p in points] for name, points in runs[4].curves.items()}
+    found, left_out = at_common_snapshots([*runs[:4], replace(runs[4], curves=apart)])
+    assert left_out == 0 and found[-1].curves == apart
 
 
 def controlled(number, outliers, held, optimum=(0, 0), within=3):

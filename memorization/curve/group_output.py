@@ -274,7 +274,14 @@ def group_figure(runs: Sequence[GroupRun], path: str | os.PathLike, *, title: st
             ax.set_xlabel("training epochs")
             ax.set_ylim(bottom=0)
             quiet(ax)
-        left.legend(frameon=False, fontsize=8, title="group (training images)", title_fontsize=8)
+        left.legend(
+            frameon=True,
+            framealpha=0.85,
+            edgecolor="none",
+            fontsize=8,
+            title="group (training images)",
+            title_fontsize=8,
+        )
     if compared:
         axes[0][1].plot([], [], "--", color="0.4", label="optimum of the training set")
     if controlled:

@@ -189,5 +189,7 @@ def test_a_run_on_another_source_is_refused(python, tmp_path):
     assert "training (log" not in text and "R_mem" not in text
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.stem != "job"} == before
     np.savez(source, images=digits.astype(np.uint8), labels=np.arange(40) % 10)
+    text = shell("model_width", env | {"RATES": "2e-2"}, code=123)
+    assert "was trained with other options (lr 0.01, not 0.02). Move that folder away" in text and "R_mem" not in text
     text = shell("model_width", env)
     assert "training (log" not in text and "R_mem" in text

@@ -18,9 +18,10 @@ import emm
 from benchmarks import bench_search
 from dnnlib.locks import file_lock
 from memorization.runs import read_run, trained_nimg
+from memorization.search import job
 from memorization.search.design import MIN_RUNS, bracket, candidates, fit, grid_of_same_precision, next_sizes, sides
 from memorization.search.executors import LocalExecutor, SubmititExecutor, visible_gpus
-from memorization.search.job import SearchJob, last_words
+from memorization.search.job import SearchJob, last_words, other_options
 from memorization.search.search import Plan, Range, Search, SearchSpec, choose_subset, describe_result
 from memorization.stats.crossing import fit_crossing
 from training.dataset import ImageFolderDataset
@@ -397,6 +398,28 @@ def test_job_trains_once(tmp_path, monkeypatch):
     assert SearchJob(path)() == 0 and SearchJob(path)() == 0
     assert said(path) == ["trained", "measured", "measured"]
     assert (tmp_path / "x.exit").read_text() == "0\n"
+
+
+def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, capsys):
+    command = {"lr": 0.01, "seed": 1, "cres": [1, 2], "device": "cuda", "ema": None, "duration": 60.0, "batch": 16}
+    words = [
+        "python",
+        "train.py",
+        "--outdir=x",
+        "--data=y.zip",
+        "--seed=1",
+        "--cres=1,2",
+        "--duration=60",
+        "--batch=16",
+    ]
+    assert other_options(tmp_path, [*words, "--lr=1e-2"]) == []  # there is no run yet
+    (tmp_path / "training_options.json").write_text(json.dumps({"command": command}))
+    assert other_options(tmp_path, [*words, "--lr=5e-3", "--device=cpu", "--lr=1e-2", "--ema=3"]) == []
+    assert other_options(tmp_path, [*words, "--lr=5e-3", "--seed=2"]) == ["seed 1, not 2", "lr 0.01, not 0.005"]
+    assert other_options(tmp_path, ["sh", "-c", "true"]) == []
+    before = sorted(tmp_path.iterdir())
+    assert job.main([str(tmp_path), *words, "--lr=1", "--then", "true"]) == 2
+    assert "other options (lr 0.01, not 1.0)" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
 
 
 def test_a_job_that_measures_nothing_does_not_train_again_what_diverged(tmp_path, monkeypatch):

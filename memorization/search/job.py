@@ -23,6 +23,7 @@ from typing import Any
 
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
+from memorization.runs import HOW_RUN, NO_FACTOR, OPTIONS
 from training.run.state import has_diverged, read_run_state
 
 BEGIN = "--- begun"
@@ -123,6 +124,31 @@ def last_words(path: Path) -> str:
     return "it has left no message."
 
 
+def other_options(run_dir: Path, train: list[str]) -> list[str]:
+    """Options of train.py that the run has, or would have, with another value by the command line `train`.
+
+    "lr 0.01, not 0.005", for example. Those that say how to train and not what (device, workers, ...) do not count.
+    Empty where there is no run yet, or `train` is no command of train.py.
+    """
+    script = next((i for i, word in enumerate(train) if Path(word).name == "train.py"), None)
+    try:
+        known = json.loads((run_dir / OPTIONS).read_bytes())["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    if script is None or not isinstance(known, dict):
+        return []
+    import train as program
+
+    asked = program.main.make_context("train", train[script + 1 :]).params
+    free = HOW_RUN | NO_FACTOR - {"seed", "total_kimg", "total_steps"}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
+    return [
+        f"{key} {known[key]}, not {value}"
+        for key, value in plain.items()
+        if key in known and key not in free and None not in (value, known[key]) and value != known[key]
+    ]
+
+
 def write_job(path: Path, run_dir: Path, train: list[str], measure: list[str]) -> None:
     """Write a job file; `train` and `measure` are command lines."""
     with atomic_write(path, "w") as file:
@@ -133,6 +159,13 @@ def main(argv: list[str]) -> int:
     """Do the job; at SIGTERM or SIGINT it stops as at NAME.stop."""
     if given := "--then" in argv:
         run_dir, then = Path(argv[0]), argv.index("--then")
+        if differing := other_options(run_dir, argv[1:then]):
+            print(
+                f'Error: "{run_dir}" was trained with other options ({"; ".join(differing)}). Move that folder away, '
+                "or write to another.",
+                file=sys.stderr,
+            )
+            return 2
         run_dir.mkdir(parents=True, exist_ok=True)
         write_job(run_dir / "job.json", run_dir, argv[1:then], argv[then + 1 :])
         begin(run_dir / "job.json")

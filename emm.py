@@ -23,6 +23,7 @@ from memorization.curve.effects import EFFECT_COLUMNS, effect_lines, effect_rows
 from memorization.curve.figures import agreement_figure, curve_figure, timescales_figure, trajectory_figure
 from memorization.curve.files import (
     read_curve_csv,
+    read_trajectory_csv,
     write_csv,
     write_curve_csv,
     write_curve_json,
@@ -30,7 +31,16 @@ from memorization.curve.files import (
     write_record,
     write_trajectory_csv,
 )
-from memorization.curve.lines import AXES, INTERPOLATIONS, REPLICATES, Line, curve_lines, line_notes, trajectories
+from memorization.curve.lines import (
+    AXES,
+    INTERPOLATIONS,
+    REPLICATES,
+    Line,
+    Trajectory,
+    curve_lines,
+    line_notes,
+    trajectories,
+)
 from memorization.curve.quality import MEASURES, quality_notes, run_quality
 from memorization.curve.timescales import (
     LEVEL,
@@ -43,6 +53,7 @@ from memorization.curve.timescales import (
 )
 from memorization.curve.timescales import timescales as find_timescales
 from memorization.measure.posterior import posterior_curves
+from memorization.measure.quality import Measure
 from memorization.origins import ORIGIN_COLUMNS, origin_table, origins
 from memorization.plots import check_format, collapse_curve
 from memorization.records import format_int_list
@@ -185,14 +196,7 @@ def curve(
     if against is not None and by is None:
         raise click.UsageError("--against compares the lines of a factor; say which with --by.")
     if from_csv is not None:
-        given = click.get_current_context().get_parameter_source
-        if any(
-            given(name) is not ParameterSource.DEFAULT
-            for name in ("level", "seed_sd", "interpolation", "keep", "against")
-        ):
-            raise click.UsageError("--from-csv draws a table as it is: only --by, --title and --out go with it.")
-        if given("out") is ParameterSource.DEFAULT:
-            raise click.UsageError("--from-csv needs --out, the figure to draw.")
+        refuse_beside_table(("level", "seed_sd", "interpolation", "keep", "against"), "--by, --title and --out")
         if len(lines := read_curve_csv(from_csv)) > 1 and by is None:
             raise click.UsageError(f'"{from_csv}" has {len(lines)} lines; say --by, the factor that they are of.')
         print_curves(lines, by)
@@ -235,8 +239,9 @@ def curve(
 
 
 @main.command()
-@_runs_argument
+@_some_runs_argument
 @_by_option
+@click.option("--from-csv", help="Draw the CSV of a trajectory again, without runs", metavar="FILE")
 @click.option("--per-run", help="One line per run, also where runs differ in the seed alone", is_flag=True)
 @_x_option("epochs")
 @click.option("--log", help="Logarithmic time axis", is_flag=True)
@@ -251,6 +256,7 @@ def curve(
 def trajectory(
     runs: tuple[str, ...],
     by: str | None,
+    from_csv: str | None,
     per_run: bool,
     axis: str,
     log: bool,
@@ -279,8 +285,25 @@ def trajectory(
     \b
     # With and without labels
     python emm.py trajectory training-runs --by=cond --out=figures/labels.png
+
+    \b
+    # A figure again from its table, with the same --log and --title; no runs are needed
+    python emm.py trajectory --from-csv=figures/labels.csv --out=again.png
     """  # noqa: D301
     check_format(out)
+    if bool(runs) == (from_csv is not None):
+        raise click.UsageError("Give either runs, or the table of a trajectory by --from-csv.")
+    if from_csv is not None:
+        refuse_beside_table(("by", "per_run", "axis", "quality", "level", "keep"), "--log, --title and --out")
+        read = read_trajectory_csv(from_csv)
+        measure = MEASURES.get(read.measure)
+        print_trajectories(read.trajectories, measure)
+        trajectory_figure(
+            read.trajectories, out, level=read.level, log=log, title=title, floor=read.heldout,
+            quality=None if measure is None else measure.label,
+        )  # fmt: skip
+        click.echo(f"Figure: {out}")
+        return
     table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
     for path in (table, record):
         check_file(path)
@@ -304,27 +327,13 @@ def trajectory(
     for note in [*notes, *selection.remarks]:
         click.echo(f"Note: {note}.", err=True)
 
-    width = max(4, *(len(line.name) for line in lines))
-    where = axis if axis != "epochs" else "epoch"
-    more = f"  {'best ' + known[0].measure:>15}  at {where}" if known else ""
-    click.echo(f"{'line':<{width}} {'runs':>4} {axis:>10} {'R_mem % at the end':>19} {'highest':>8}  at {where}{more}")
-    for line in lines:
-        best = int(line.ratio.argmax())
-        row = (
-            f"{line.name:<{width}} {len(line.runs):>4} {line.time[-1]:>10.0f} {100 * line.ratio[-1]:>19.2f} "
-            f"{100 * line.ratio[best]:>8.2f}  {line.time[best]:.0f}"
-        )
-        if line.quality is not None:
-            value = line.quality.value
-            best = int(value.argmin() if known[0].less_is_better else value.argmax())
-            row = f"{row:<{width + 56}} {value[best]:>14.4g}  {line.quality.time[best]:.0f}"
-        click.echo(row)
+    measure = MEASURES[known[0].measure] if known else None
+    print_trajectories(lines, measure)
     floors = {q.heldout for q in known}
-    trajectory_figure(
-        lines, out, level=level, log=log, title=title, quality=known[0].label if known else None,
-        floor=floors.pop() if len(floors) == 1 else None,
-    )  # fmt: skip
-    write_trajectory_csv(lines, table)
+    floor = floors.pop() if len(floors) == 1 else None
+    label = None if measure is None else measure.label
+    trajectory_figure(lines, out, level=level, log=log, title=title, quality=label, floor=floor)
+    write_trajectory_csv(lines, table, level=level, measure=measure.name if measure else "", heldout=floor)
     counts = left_out_counts(left_out, selection)
     write_record(
         record, by=by, command=sys.argv, notes=[*notes, *selection.remarks], left_out=left_out, counts=counts,
@@ -870,6 +879,34 @@ def print_curves(lines: Sequence[Line], by: str | None) -> None:
     for line in lines:
         spread = f"  (sd between seeds {line.seed_sd:.2f} of logit R_mem)" if line.seed_sd is not None else ""
         click.echo(f"{left(line.name)}{line.emm}  {line.emm_interval}{spread}")
+
+
+def print_trajectories(lines: Sequence[Trajectory], measure: Measure | None) -> None:
+    """How each line ends, where it is highest, and where the quality is best."""
+    axis, width = lines[0].axis, max(4, *(len(line.name) for line in lines))
+    where = axis if axis != "epochs" else "epoch"
+    more = f"  {'best ' + measure.name:>15}  at {where}" if measure is not None else ""
+    click.echo(f"{'line':<{width}} {'runs':>4} {axis:>10} {'R_mem % at the end':>19} {'highest':>8}  at {where}{more}")
+    for line in lines:
+        best = int(line.ratio.argmax())
+        row = (
+            f"{line.name:<{width}} {line.num_runs:>4} {line.time[-1]:>10.0f} {100 * line.ratio[-1]:>19.2f} "
+            f"{100 * line.ratio[best]:>8.2f}  {line.time[best]:.0f}"
+        )
+        if line.quality is not None and measure is not None:
+            value = line.quality.value
+            best = int(value.argmin() if measure.lower_is_better else value.argmax())
+            row = f"{row:<{width + 56}} {value[best]:>14.4g}  {line.quality.time[best]:.0f}"
+        click.echo(row)
+
+
+def refuse_beside_table(names: Sequence[str], allowed: str) -> None:
+    """Options that say what to compute have no say where a table is drawn again, and the figure needs a name."""
+    given = click.get_current_context().get_parameter_source
+    if any(given(name) is not ParameterSource.DEFAULT for name in names):
+        raise click.UsageError(f"--from-csv draws a table as it is: only {allowed} go with it.")
+    if given("out") is ParameterSource.DEFAULT:
+        raise click.UsageError("--from-csv needs --out, the figure to draw.")
 
 
 def print_timescales(found: Sequence[Timescales], by: str | None) -> None:

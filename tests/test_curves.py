@@ -408,6 +408,10 @@ def test_trajectory_command(tmp_path, run_cli):
     assert (
         sorted(p.name for p in out.parent.iterdir()) == ["t.csv", "t.json", "t.png"] and Image.open(out).size[0] > 1000
     )
+    again = out.with_name("again.png")
+    run_cli(cli.main, ["trajectory", f"--from-csv={out.with_suffix('.csv')}", f"--out={again}", "--title=labels"])
+    assert again.read_bytes() == out.read_bytes()
+    again.unlink()
     result = run_cli(cli.main, ["trajectory", tmp_path / "runs", f"--out={out}", "--level=90"], code=1)
     assert "between 0 and 1, not 90" in result.output
     write_run(tmp_path / "runs" / "other", 16, [1, 2, 3], batch_size=99)

@@ -32,6 +32,11 @@ TINY = {
     "train_ema": {"RATIOS": "0.99 0"},
     "train_weight_decay": {"DECAYS": "0 1e-2"},
 }
+# Whose tiny values have the basic setting among them.
+COMPARED = {
+    "cond_labels", "cond_unique_50k", "data_dimension", "data_intra_diversity", "model_depth", "model_embedding",
+    "model_skip_resolution", "train_ema", "train_weight_decay",
+}  # fmt: skip
 LARGE = "--batch=200"  # few steps
 LINES = {"cond_labels": 4, "data_size": 1, "time_scales": 1}  # of the figure; the others have two
 
@@ -71,7 +76,9 @@ def test_factor_in_a_tiny_setting(script, python, tmp_path):
     for run in runs:
         assert json.loads((run / "run-state.json").read_text())["state"] == "complete"
         assert json.loads((run / "mem_traj.jsonl").read_text().splitlines()[-1])["num_samples"] == 8
-    (table,) = (tmp_path / "out").glob("*.csv") if script != "cond_unique_50k" else [tmp_path / f"out/{script}.csv"]
+    tables = [path for path in (tmp_path / "out").glob("*.csv") if not path.stem.endswith("-effects")]
+    (table,) = tables if script != "cond_unique_50k" else [tmp_path / f"out/{script}.csv"]
+    assert ("Against " in text) == table.with_name(f"{table.stem}-effects.csv").is_file() == (script in COMPARED)
     assert table.with_suffix(".png").is_file()
     with open(table) as file:
         rows = list(csv.DictReader(file))

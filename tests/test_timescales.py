@@ -225,6 +225,15 @@ def test_trajectory_with_quality(tmp_path, run_cli):
     with open(tmp_path / "t.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["steps"]) == 1000 and float(rows[0]["quality"]) == pytest.approx(2 + 100 / (1 + 2.5**2))
+    again = ["trajectory", f"--from-csv={tmp_path}/t.csv", "--log", f"--out={tmp_path}/again.png"]
+    text = run_cli(cli.main, again).stdout.splitlines()  # the same table and figure, without the runs
+    assert text[:-1] == result.stdout.splitlines()[: len(text) - 1] and len(text) == 5
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "t.png").read_bytes()
+    assert "only --log, --title and --out" in run_cli(cli.main, [*again, "--level=0.5"], code=2).stderr
+    for old, new in (("steps", "weeks"), ("frechet", "beauty"), (",1000.0,", ",nan,")):
+        (tmp_path / "other.csv").write_text((tmp_path / "t.csv").read_text().replace(old, new))
+        wrong = ["trajectory", f"--from-csv={tmp_path}/other.csv", f"--out={tmp_path}/other.png"]
+        assert "no table that emm.py trajectory has written" in run_cli(cli.main, wrong, code=1).stderr
     path = root / "64-seed1" / "mem_traj.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for record in records:

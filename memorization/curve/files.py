@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,16 @@ import numpy as np
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
 from memorization.curve.emm import emm_text, parse_emm
-from memorization.curve.lines import IMAGES, RUNS, Band, CurvePoint, Line, Trajectory, line_record, line_value
+from memorization.curve.lines import AXES, IMAGES, RUNS, Band, CurvePoint, Line, Trajectory, line_record, plain_value
+from memorization.curve.quality import MEASURES
 
 CURVE_COLUMNS = (
     "line", "size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs",
     "interval_of", "emm", "emm_low", "emm_high", "level", "confidence",
     "value",
 )  # fmt: skip
-TRAJECTORY_COLUMNS = ("line", "size", "epochs", "ratio", "low", "high", "runs")
-QUALITY_COLUMNS = ("quality", "quality_low", "quality_high")
+TRAJECTORY_COLUMNS = ("line", "size", "epochs", "ratio", "low", "high", "runs", "level", "value")
+QUALITY_COLUMNS = ("quality", "quality_low", "quality_high", "measure", "heldout")
 
 
 def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
@@ -33,7 +35,7 @@ def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
     """
     rows = []
     for line in lines:
-        value = json.dumps(line_value(line))
+        value = json.dumps(plain_value(line.value))
         ends = [emm_text(emm) for emm in (line.emm, line.emm_low, line.emm_high)]
         for p in line.points:
             interval_of = "seeds" if p.seeds_known else IMAGES
@@ -85,11 +87,19 @@ def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
     )  # fmt: skip
 
 
-def write_trajectory_csv(trajectories: Sequence[Trajectory], path: str | os.PathLike) -> None:
+def write_trajectory_csv(
+    trajectories: Sequence[Trajectory],
+    path: str | os.PathLike,
+    *,
+    level: float,  # drawn as a line
+    measure: str = "",  # of quality
+    heldout: float | None = None,  # that measure of held-out images themselves
+) -> None:
     """One row per time of each line; `low` and `high` are the ends of the band, see `Trajectory`.
 
-    The column `epochs` has the name of the axis. Where quality was measured three columns more follow, which are empty
-    at times at which it was not; times at which it alone was measured have rows of their own.
+    The column `epochs` has the name of the axis; `value` is JSON, see `write_curve_csv`. Where quality was measured
+    its columns follow, of which the first three are empty at times at which it was not; times at which it alone was
+    measured have rows of their own.
     """
     axis = trajectories[0].axis if trajectories else "epochs"
     columns = tuple(axis if name == "epochs" else name for name in TRAJECTORY_COLUMNS)
@@ -98,11 +108,72 @@ def write_trajectory_csv(trajectories: Sequence[Trajectory], path: str | os.Path
     for t in trajectories:
         found = {float(time): point for time, *point in zip(t.time, t.ratio, t.low, t.high)}
         good = {} if t.quality is None else dict(zip(t.quality.time.tolist(), _quality_rows(t.quality)))
+        about = [measure, "" if heldout is None else heldout]
         for time in sorted({*found, *good}):
             ratio = [float(x) for x in found[time]] if time in found else [""] * 3
-            more = good.get(time, [""] * len(QUALITY_COLUMNS)) if with_quality else []
-            rows.append([t.name, t.size, time, *ratio, len(t.runs), *more])
+            more = [*good.get(time, [""] * 3), *about] if with_quality else []
+            rows.append([t.name, t.size, time, *ratio, t.num_runs, level, json.dumps(plain_value(t.value)), *more])
     write_csv(columns + QUALITY_COLUMNS * with_quality, rows, path)
+
+
+@dataclass(frozen=True)
+class TrajectoryTable:
+    """What `write_trajectory_csv` has written."""
+
+    trajectories: list[Trajectory]
+    level: float
+    measure: str  # of quality; "": none
+    heldout: float | None
+
+
+def read_trajectory_csv(path: str | os.PathLike) -> TrajectoryTable:
+    """The trajectories of a table, without their runs: enough to draw and print them again.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such table.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+        for row in read_csv(path):
+            groups.setdefault((row["line"], row["size"]), []).append(row)
+        found = [_trajectory(rows) for rows in groups.values()]
+        first = next(iter(groups.values()))[0]
+        level, measure, heldout = float(first["level"]), first.get("measure") or "", first.get("heldout") or ""
+        if not 0 < level <= 1 or measure not in ("", *MEASURES) or any(t.quality for t in found) != bool(measure):
+            raise ValueError("no level or measure")
+        return TrajectoryTable(found, level, measure, float(heldout) if heldout else None)
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, csv.Error) as err:
+        raise ValueError(
+            f'"{path}" is no table that emm.py trajectory has written; draw it from its runs again.'
+        ) from err
+
+
+def _trajectory(rows: Sequence[dict[str, str]]) -> Trajectory:
+    first = rows[0]
+    [axis] = [name for name in AXES if name in first]
+    ratio = _read_band(rows, axis, ("ratio", "low", "high"))
+    quality = _read_band(rows, axis, QUALITY_COLUMNS[:3]) if QUALITY_COLUMNS[0] in first else None
+    if ratio is None or not (ratio.low.min() >= 0 and ratio.high.max() <= 1) or int(first["runs"]) < 1:
+        raise ValueError("numbers that are none of a trajectory")
+    return Trajectory(
+        json.loads(first["value"]), int(first["size"]), first["line"], (), ratio.time, ratio.value, ratio.low,
+        ratio.high, axis, quality, int(first["runs"]),
+    )  # fmt: skip
+
+
+def _read_band(rows: Sequence[dict[str, str]], axis: str, names: Sequence[str]) -> Band | None:
+    """Of the rows that have it; None if none does."""
+    kept = [[float(row[key]) for key in (axis, *names)] for row in rows if row[names[0]]]
+    if not kept:
+        return None
+    band = Band(*np.array(kept).T)
+    if not np.isfinite(kept).all() or (np.diff(band.time) <= 0).any():
+        raise ValueError("times that do not ascend, or numbers that are none")
+    return band
 
 
 def _quality_rows(band: Band) -> list[list[float]]:

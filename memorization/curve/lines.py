@@ -341,6 +341,11 @@ class Trajectory:
     high: np.ndarray  # float [T]
     axis: str = "epochs"  # what `time` counts
     quality: Band | None = None  # None: not measured, or not in all runs
+    read_runs: int = 0  # how many, where it was read from its table
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.runs) or self.read_runs
 
     @property
     def differing(self) -> list[str]:
@@ -427,7 +432,7 @@ def line_record(line: Line) -> dict[str, Any]:
     if all(isinstance(command, dict) for command in commands):
         common["command"] = _common(commands)
     return {
-        "value": line_value(line),
+        "value": plain_value(line.value),
         "name": line.name,
         "emm": _emm_record(line.emm),
         "emm_low": _emm_record(line.emm_low),
@@ -445,9 +450,9 @@ def line_record(line: Line) -> dict[str, Any]:
     }
 
 
-def line_value(line: Line) -> Any:
-    """The value of a line as JSON takes it."""
-    return line.value if isinstance(line.value, str | int | float | list | None) else None
+def plain_value(value: Any) -> Any:
+    """The value of a factor as JSON takes it."""
+    return value if isinstance(value, str | int | float | list | None) else None
 
 
 def _common(options: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ from memorization.runs import OTHER_MEASUREMENTS, RUN_FOLDERS, Run, find_runs, o
 from memorization.search.design import MIN_RUNS
 from memorization.search.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
 from memorization.search.job import EXIT_STOPPED
+from memorization.search.learning_rate import read_training
 from memorization.search.search import (
     LOCK,
     PLAN,
@@ -623,11 +624,12 @@ def report(
 @click.option("--out", help="The table as CSV, too", metavar="FILE")
 @report_errors
 def list_origins(folders: tuple[str, ...], out: str | None) -> None:
-    """What measured runs were made with, and how long they took: commit, machine, torch, threads, time.
+    """What runs were made with, and how long they took: commit, machine, torch, threads, time.
 
     One line for each of the given folders and each way in which the runs at and below it were trained. Training is the
     time of all sessions of the runs, with what train.py measured on the way; measuring is that of mem_ratio.py for
-    generating and comparing images, without --gap and --quality. A commit that ends in -dirty had changes that were
+    generating and comparing images, without --gap and --quality. Runs that were trained and not measured (to choose a
+    learning rate, say) count, too, and are said. A commit that ends in -dirty had changes that were
     not committed.
 
     Example:
@@ -642,20 +644,19 @@ def list_origins(folders: tuple[str, ...], out: str | None) -> None:
     left_out: dict[str, str] = {}
     for folder in folders:
         paths, missing = find_runs([folder])
-        for path, reason in missing.items():
-            left_out[str(path)] = reason
-        for path in paths:
+        for path in [*paths, *missing]:
             try:
-                run = read_run(path)
-                _ = run.seconds  # of files that may be damaged
+                run = read_run(path) if path not in missing else read_training(path)
+                if run.seconds is None and path in missing:  # nothing was trained; of files that may be damaged
+                    raise ValueError(missing[path])
             except (ValueError, OSError) as err:
-                left_out[str(path)] = str(err)
+                left_out[str(path)] = missing.get(path, str(err))
             else:
                 found.append((folder, run))
     for path, reason in left_out.items():
         click.echo(f"Left out: {path} ({reason}).", err=True)
     if not found:
-        raise click.ClickException("No measured run found; train with train.py and measure with mem_ratio.py.")
+        raise click.ClickException("No run found; train with train.py and measure with mem_ratio.py.")
     table = origins(found)
     click.echo("\n".join(origin_table(table)))
     if out is not None:

@@ -11,7 +11,7 @@ from training.run.sessions import KEYS, recorded_sessions
 
 ORIGIN_COLUMNS = (
     "folder", *KEYS, "runs", "training_sec", "runs_without_time", "measurements", "measuring_sec",
-    "measurements_without_time",
+    "measurements_without_time", "runs_not_measured",
 )  # fmt: skip
 UNKNOWN = "not recorded"
 
@@ -34,6 +34,11 @@ class Origin:
         return [record for run in self.runs for record in run.records]
 
     @property
+    def unmeasured(self) -> int:
+        """Runs that were trained and not measured, as those of which a learning rate was chosen."""
+        return sum(not run.records for run in self.runs)
+
+    @property
     def measuring(self) -> list[float]:
         """Seconds of generating and comparing the images of each measurement; of those alone that record it."""
         seconds = (record.get("seconds") for record in self.measurements)
@@ -45,6 +50,7 @@ class Origin:
         return [
             self.folder, *self.made_with, len(self.runs), round(sum(train), 1), len(self.runs) - len(train),
             len(self.measurements), round(sum(measure), 1), len(self.measurements) - len(measure),
+            self.unmeasured,
         ]  # fmt: skip
 
 
@@ -70,7 +76,8 @@ def origin_table(found: Sequence[Origin]) -> list[str]:
     rows = [head]
     for origin in found:
         times = _time(origin.training, len(origin.runs)), _time(origin.measuring, len(origin.measurements))
-        rows.append([origin.folder, *origin.made_with, str(len(origin.runs)), *times])
+        count = str(len(origin.runs)) + (f" ({origin.unmeasured} not measured)" if origin.unmeasured else "")
+        rows.append([origin.folder, *origin.made_with, count, *times])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 

@@ -41,14 +41,19 @@ def test_a_line_for_each_way_of_training(tmp_path, run_cli):
     write(tmp_path / "depth/1", [session("aaa")], None, measured=(None, 4.0))
     (tmp_path / "depth/empty").mkdir()
     (tmp_path / "depth/empty/training_options.json").write_text("{}")
+    write(tmp_path / "depth/tune", [session("aaa")], 30.0)
+    options = json.loads((tmp_path / "depth/tune/training_options.json").read_text())
+    (tmp_path / "depth/tune/training_options.json").write_text(json.dumps(options | {"command": {"lr": 0.1}}))
+    (tmp_path / "depth/tune/mem_traj.jsonl").unlink()
     out = tmp_path / "origins.csv"
     text = run_cli(emm.main, ["runs", tmp_path / "width", tmp_path / "depth", f"--out={out}"]).output
     rows = rows_of(out)
     assert [(row["commit"], row["machine"], row["runs"]) for row in rows] == [
-        ("aaa", "CPU A, 2 cores", "2"), ("bbb", "CPU A, 2 cores, then GPU B", "1"), ("aaa", "CPU A, 2 cores", "1")
+        ("aaa", "CPU A, 2 cores", "2"), ("bbb", "CPU A, 2 cores, then GPU B", "1"), ("aaa", "CPU A, 2 cores", "2")
     ]  # fmt: skip
     assert [row["folder"].rsplit("/")[-1] for row in rows] == ["width", "width", "depth"]
-    assert [float(row["training_sec"]) for row in rows] == [161.5, 10, 0]
+    assert [float(row["training_sec"]) for row in rows] == [161.5, 10, 30]
+    assert [row["runs_not_measured"] for row in rows] == ["0", "0", "1"] and "2 (1 not measured)" in text
     assert [float(row["measuring_sec"]) for row in rows] == [6.5, 1.5, 4]
     assert [row["runs_without_time"] for row in rows] == ["0", "0", "1"]
     assert [row["measurements_without_time"] for row in rows] == ["0", "0", "1"]
@@ -65,7 +70,7 @@ def test_older_folders_do_not_say(tmp_path, run_cli):
 
 
 def test_no_run(tmp_path, run_cli):
-    assert "No measured run found" in run_cli(emm.main, ["runs", tmp_path], code=1).output
+    assert "No run found" in run_cli(emm.main, ["runs", tmp_path], code=1).output
 
 
 def test_training_and_measuring_record_where_and_how_long(small_zip, tmp_path, run_cli):  # noqa: F811

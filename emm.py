@@ -23,7 +23,9 @@ from memorization.curve.effects import EFFECT_COLUMNS, effect_lines, effect_rows
 from memorization.curve.figures import agreement_figure, curve_figure, timescales_figure, trajectory_figure
 from memorization.curve.files import (
     read_curve_csv,
+    read_timescales_csv,
     read_trajectory_csv,
+    runs_table,
     write_csv,
     write_curve_csv,
     write_curve_json,
@@ -44,9 +46,11 @@ from memorization.curve.lines import (
 from memorization.curve.quality import MEASURES, quality_notes, run_quality
 from memorization.curve.timescales import (
     LEVEL,
+    RUN_COLUMNS,
     TIMESCALE_COLUMNS,
     TOLERANCE,
     Timescales,
+    run_rows,
     slope_text,
     timescale_record,
     timescale_rows,
@@ -344,8 +348,9 @@ def trajectory(
 
 
 @main.command()
-@_runs_argument
+@_some_runs_argument
 @_by_option
+@click.option("--from-csv", help="Draw the CSVs of this command again, without runs", metavar="FILE")
 @_x_option("steps")
 @click.option(
     "--level", help="R_mem at which memorization has begun: tau_mem", metavar="FLOAT", type=_FRACTION, default=LEVEL,
@@ -365,6 +370,7 @@ def trajectory(
 def timescales(
     runs: tuple[str, ...],
     by: str | None,
+    from_csv: str | None,
     axis: str,
     level: float,
     tolerance: float,
@@ -390,10 +396,24 @@ def timescales(
     \b
     # Another bar of memorization, and the coverage of the held-out images as quality
     python emm.py timescales training-runs --level=0.5 --quality=coverage
+
+    \b
+    # The figure again from its tables (timescales.csv, and timescales-runs.csv beside it)
+    python emm.py timescales --from-csv=figures/timescales.csv --out=again.png
     """  # noqa: D301
     check_format(out)
+    if bool(runs) == (from_csv is not None):
+        raise click.UsageError("Give either runs, or the table of this command by --from-csv.")
+    if from_csv is not None:
+        refuse_beside_table(("by", "axis", "level", "tolerance", "quality", "keep"), "--title and --out")
+        found = read_timescales_csv(from_csv)
+        print_timescales(found, None)
+        timescales_figure(found, out, title=title)
+        click.echo(f"Figure: {out}")
+        return
     table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
-    for path in (table, record):
+    courses = runs_table(table)
+    for path in (table, courses, record):
         check_file(path)
     measured, left_out = read_runs(runs)
     selection = selected(measured, by, keep, left_out)
@@ -408,13 +428,14 @@ def timescales(
     print_timescales(found, by)
     timescales_figure(found, out, title=title)
     write_csv(TIMESCALE_COLUMNS, timescale_rows(found), table)
+    write_csv(RUN_COLUMNS, run_rows(found), courses)
     counts = left_out_counts(left_out, selection)
     write_record(
         record, by=by, command=sys.argv, notes=notes, left_out=left_out, counts=counts,
         kept=as_text(selection.kept), joined=as_text(selection.joined),
         lines=[timescale_record(t) for t in found],
     )  # fmt: skip
-    click.echo(f"Figure: {out}\nTable:  {table}\nRecord: {record}\n{left_out_sentence(counts)}")
+    click.echo(f"Figure: {out}\nTable:  {table}\nRuns:   {courses}\nRecord: {record}\n{left_out_sentence(counts)}")
 
 
 @main.command()
@@ -913,8 +934,8 @@ def refuse_beside_table(names: Sequence[str], allowed: str) -> None:
 def print_timescales(found: Sequence[Timescales], by: str | None) -> None:
     """A row per |D| and clock, then the slopes."""
     for t in found:
-        if by:
-            click.echo(f"{by} = {t.name}")
+        if t.name:
+            click.echo(f"{by} = {t.name}" if by else t.name)
         what = f"tau_mem: R_mem {100 * t.level:g} %"
         if t.measure is not None:
             what = f"tau_gen: {t.measure} within {100 * t.tolerance:g} % of its best; {what}"
@@ -922,9 +943,9 @@ def print_timescales(found: Sequence[Timescales], by: str | None) -> None:
         click.echo(f"{'|D|':>8} {'':<8} {'time':>16}  {'95 % interval':<34} runs")
         for clock in t.clocks:
             for s in clock.sizes:
-                interval = "bound" if s.reached < len(s.runs) else f"[{s.low}, {s.high}]"
+                interval = "bound" if s.reached < s.num_runs else f"[{s.low}, {s.high}]"
                 interval += " images only" if s.images_only else ""
-                click.echo(f"{s.size:>8} {clock.name:<8} {str(s.time):>16}  {interval:<34} {len(s.runs)}")
+                click.echo(f"{s.size:>8} {clock.name:<8} {str(s.time):>16}  {interval:<34} {s.num_runs}")
         for clock in t.clocks:
             click.echo(slope_text(clock))
 

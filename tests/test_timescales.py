@@ -186,6 +186,18 @@ def test_timescales_command(tmp_path, run_cli):
         ("64", "tau_gen"), ("256", "tau_gen"), ("1024", "tau_gen"), ("64", "tau_mem"),
     ]  # fmt: skip
     assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
+    again = ["timescales", f"--from-csv={tmp_path}/t.csv", f"--out={tmp_path}/again.png"]
+    text = run_cli(cli.main, again).stdout.splitlines()[:-1]  # the same times and figure, without the runs
+    assert text == result.stdout.splitlines()[: len(text)] and "tau_mem ~ |D|^" in text[-1]
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "t.png").read_bytes()
+    assert "only --title and --out" in run_cli(cli.main, [*again, "--level=0.5"], code=2).stderr
+    for name, old, new in (("t", "tau_mem", "tau_cup"), ("t", ",at,", ",near,"), ("t-runs", "1024,", "1025,")):
+        for suffix in ("", "-runs"):
+            lines = (tmp_path / f"t{suffix}.csv").read_text()
+            lines = lines.replace(old, new) if name == f"t{suffix}" else lines
+            (tmp_path / f"other{suffix}.csv").write_text(lines)
+        wrong = ["timescales", f"--from-csv={tmp_path}/other.csv", f"--out={tmp_path}/other.png"]
+        assert "no tables that emm.py timescales has written" in run_cli(cli.main, wrong, code=1).stderr
 
     for axis, unit in (("epochs", 1024 / 16),):
         run_cli(cli.main, ["timescales", root, f"--x={axis}", f"--out={tmp_path}/u.png"])

@@ -203,7 +203,7 @@ def timescales_figure(found: Sequence[Timescales], path: str | os.PathLike, *, t
             style = dict(color="#0072B2", marker="o") if clock.name == "tau_mem" else dict(color="#E69F00", marker="s")
             name = rf"$\tau_\mathrm{{{clock.name[4:]}}}$"
             for s in clock.sizes:
-                face = style["color"] if s.reached == len(s.runs) else "white"
+                face = style["color"] if s.reached == s.num_runs else "white"
                 error = np.abs(np.array([[s.time.value - s.low.value], [s.high.value - s.time.value]]))
                 left.errorbar(
                     s.size, s.time.value, yerr=error, capsize=2.5, markerfacecolor=face, linestyle="none", zorder=3,

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dnnlib.versions import versions
 from memorization.curve.emm import emm_text, parse_emm
 from memorization.curve.lines import AXES, IMAGES, RUNS, Band, CurvePoint, Line, Trajectory, line_record, plain_value
 from memorization.curve.quality import MEASURES
+from memorization.curve.timescales import Timescales, read_timescales
 
 CURVE_COLUMNS = (
     "line", "size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs",
@@ -178,6 +180,30 @@ def _read_band(rows: Sequence[dict[str, str]], axis: str, names: Sequence[str]) 
 
 def _quality_rows(band: Band) -> list[list[float]]:
     return np.stack([band.value, band.low, band.high], axis=1).tolist()
+
+
+def runs_table(table: str | os.PathLike) -> Path:
+    """Of the times over |D| in FILE.csv: FILE-runs.csv, R_mem of each run over the training."""
+    return Path(table).with_name(f"{Path(table).stem}-runs.csv")
+
+
+def read_timescales_csv(path: str | os.PathLike) -> list[Timescales]:
+    """What emm.py timescales has written into that table and `runs_table`, without the runs.
+
+    Raises
+    ------
+    ValueError
+        If a file is no such table.
+    OSError
+        If one cannot be read.
+    """
+    try:
+        return read_timescales(read_csv(path), read_csv(runs_table(path)))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as err:
+        raise ValueError(
+            f'"{path}" and "{runs_table(path)}" are no tables that emm.py timescales has written; draw them from the '
+            "runs."
+        ) from err
 
 
 def write_curve_json(

@@ -10,12 +10,27 @@ from memorization.curve.factors import differing_options, readable
 from memorization.curve.lines import axis_time, by_value
 from memorization.curve.quality import RunQuality, quality_notes, run_quality
 from memorization.runs import Run
-from memorization.stats.timescales import AT, RunTime, SizeTime, Slope, Time, fall, fit_slope, rise, size_times
+from memorization.stats.timescales import (
+    AT,
+    AT_MOST,
+    BEYOND,
+    RunTime,
+    SizeTime,
+    Slope,
+    Time,
+    fall,
+    fit_slope,
+    rise,
+    size_times,
+)
 
 LEVEL, TOLERANCE = 0.1, 0.1
 TIMESCALE_COLUMNS = (
-    "line", "size", "quantity", "time", "bound", "low", "low_bound", "high", "high_bound", "interval_of", "runs", "axis"
+    "line", "size", "quantity", "time", "bound", "low", "low_bound", "high", "high_bound", "interval_of", "runs",
+    "axis",
+    "reached", "level", "tolerance", "measure", "slope", "slope_low", "slope_high", "slope_constant",
 )  # fmt: skip
+RUN_COLUMNS = ("line", "size", "run", "time", "ratio")  # R_mem of each run over the training
 
 
 @dataclass(frozen=True)
@@ -30,13 +45,13 @@ class Clock:
     def notes(self) -> list[str]:
         """Sentences on what is not known, without a full stop."""
         notes = []
-        bounds = [s for s in self.sizes if s.reached < len(s.runs)]
+        bounds = [s for s in self.sizes if s.reached < s.num_runs]
         for s in bounds:
             kind = {"beyond": "not reached by the last snapshot", "at most": "there at the first snapshot already"}
             verdicts = {r.time.verdict for r in s.runs} - {AT}
             why = " or ".join(kind[v] for v in sorted(verdicts))
             notes.append(
-                f"{self.name} at |D| = {s.size} is {why} in {len(s.runs) - s.reached} of {len(s.runs)} runs: a bound, "
+                f"{self.name} at |D| = {s.size} is {why} in {s.num_runs - s.reached} of {s.num_runs} runs: a bound, "
                 "which the slope leaves out"
             )
         if any(s.images_only for s in self.sizes):
@@ -160,10 +175,84 @@ def timescale_rows(found: Sequence[Timescales]) -> list[list[Any]]:
     return [
         [
             t.name, s.size, clock.name, s.time.value, s.time.verdict, s.low.value, s.low.verdict, s.high.value,
-            s.high.verdict, "images only" if s.images_only else "seeds", len(s.runs), t.axis,
+            s.high.verdict, "images only" if s.images_only else "seeds", s.num_runs, t.axis, s.reached, t.level,
+            t.tolerance, t.measure or "",
+            *(("", "", "", "") if (x := clock.slope) is None else (x.value, x.low, x.high, x.constant)),
         ]
         for t in found for clock in t.clocks for s in clock.sizes
     ]  # fmt: skip
+
+
+def run_rows(found: Sequence[Timescales]) -> list[list[Any]]:
+    """Rows for a CSV, by `RUN_COLUMNS`; runs of a size are counted from 1."""
+    return [
+        [t.name, size, number, *point]
+        for t in found
+        for size, curves in sorted(t.curves.items())
+        for number, curve in enumerate(curves, start=1)
+        for point in zip(*(values.tolist() for values in curve))
+    ]
+
+
+def read_timescales(rows: Sequence[dict[str, str]], runs: Sequence[dict[str, str]]) -> list[Timescales]:
+    """From rows of `TIMESCALE_COLUMNS` and `RUN_COLUMNS`, without the runs: enough to draw and print them again.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If the rows are none of these tables.
+    """
+    found = []
+    for name in dict.fromkeys(row["line"] for row in rows):
+        own = [row for row in rows if row["line"] == name]
+        clocks = {
+            quantity: _read_clock(quantity, [row for row in own if row["quantity"] == quantity])
+            for quantity in dict.fromkeys(row["quantity"] for row in own)
+        }
+        points: dict[int, dict[str, list[tuple[float, float]]]] = {}
+        for row in runs:
+            if row["line"] == name:
+                point = _number(row["time"]), _number(row["ratio"])
+                points.setdefault(int(row["size"]), {}).setdefault(row["run"], []).append(point)
+        curves = {
+            size: [tuple(np.array(values) for values in zip(*curve)) for curve in each.values()]
+            for size, each in points.items()
+        }
+        if not clocks.keys() <= {"tau_gen", "tau_mem"} or {s.size for s in clocks["tau_mem"].sizes} != curves.keys():
+            raise ValueError("other quantities or sizes")
+        level, tolerance = _number(own[0]["level"]), _number(own[0]["tolerance"])
+        found.append(
+            Timescales(
+                None, name, (), own[0]["axis"], level, tolerance, own[0]["measure"] or None, clocks["tau_mem"],
+                clocks.get("tau_gen"), curves,
+            )
+        )  # fmt: skip
+    if not found:
+        raise ValueError("no rows")
+    return found
+
+
+def _read_clock(name: str, rows: Sequence[dict[str, str]]) -> Clock:
+    sizes, first = [], rows[0]
+    for row in rows:
+        ends = []
+        for value, verdict in (("time", "bound"), ("low", "low_bound"), ("high", "high_bound")):
+            if row[verdict] not in (AT, AT_MOST, BEYOND):
+                raise ValueError("a bound that is none")
+            ends.append(Time(_number(row[value]), row[verdict]))
+        only = {"seeds": False, "images only": True}[row["interval_of"]]
+        sizes.append(SizeTime(int(row["size"]), (), *ends, only, int(row["reached"]), int(row["runs"])))
+    slope = None
+    if first["slope"]:
+        value, constant = _number(first["slope"]), _number(first["slope_constant"])
+        slope = Slope(value, float(first["slope_low"]), float(first["slope_high"]), constant, 0, len(sizes), ())
+    return Clock(name, tuple(sizes), slope)
+
+
+def _number(text: str) -> float:
+    if not np.isfinite(value := float(text)):
+        raise ValueError("a number that is not finite")
+    return value
 
 
 def timescale_record(t: Timescales) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class SizeTime:
     high: Time
     images_only: bool  # whether the interval knows nothing of seeds
     reached: int  # runs in which the time is known, and no bound
+    read_runs: int = 0  # how many, where it was read from a table and `runs` is empty
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.runs) or self.read_runs
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def fit_slope(sizes: Sequence[SizeTime], confidence: float = 0.95) -> Slope | No
     """
     from scipy.stats import t as student
 
-    whole = [s for s in sizes if s.reached == len(s.runs)]
+    whole = [s for s in sizes if s.reached == s.num_runs]
     if len(whole) < 2:
         return None
     x = np.array([math.log(s.size) for s in whole for _ in s.runs])
@@ -205,7 +210,7 @@ def fit_slope(sizes: Sequence[SizeTime], confidence: float = 0.95) -> Slope | No
         residual = y - constant - value * x
         error = math.sqrt(float(residual @ residual) / dof / float(dx @ dx))
         half = float(student.ppf((1 + confidence) / 2, dof)) * error
-    left_out = tuple(s.size for s in sizes if s.reached < len(s.runs))
+    left_out = tuple(s.size for s in sizes if s.reached < s.num_runs)
     return Slope(value, value - half, value + half, constant, len(x), len(whole), left_out)
 
 

@@ -18,7 +18,7 @@
 #   PLAN=1         only say what would be trained, and how long that takes: each network is timed here and now
 #   PREPARE=1      only make the datasets and say how many runs there are
 #   GRID=1         also a picture of generated images of each run, OUT/grid-VALUE-SIZE-seedSEED.png
-#   TASK=N         only the N-th run, from 1 (for the arrays of scripts/slurm)
+#   TASK=N         only the N-th run, from 1 (for the arrays of scripts/slurm); with PART=rates of the runs that choose rates
 #
 # A dataset, a run or a measurement that is done is not done again; an interrupted run continues from its last
 # training state. A run that was trained on another dataset than is there now is refused. Options given in TRAIN come
@@ -26,7 +26,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-export SCALE=${SCALE:-paper} PYTHON=${PYTHON:-python} PLAN=${PLAN:-} PREPARE=${PREPARE:-} TASK=${TASK:-}
+export SCALE=${SCALE:-paper} PYTHON=${PYTHON:-python} PLAN=${PLAN:-} PREPARE=${PREPARE:-} TASK=${TASK:-} PART=${PART:-}
 export RATES=${RATES:-} TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-} STEPS=${STEPS:-}
 images=   # options of the scripts that make datasets from SOURCE
 shape=    # of the images: resolution, channels, classes; what is empty is as in SOURCE
@@ -122,20 +122,26 @@ run_one() {
 
 # tune VALUE OPTIONS START...: the one of RATES with which the networks of a value are trained, by the training loss alone.
 tune() {
-    local value=$1 options=$2 rate run data runs=()
+    local value=$1 options=$2 rate runs=()
     shift 2
-    data=$(awk -F '\t' -v value="$value" '$1 == value { print $2 }' <<< "$LARGEST")
     for rate in $RATES; do
-        run=$OUT/tune/$value/$rate
-        runs+=("$run")
-        "$PYTHON" -m memorization.search.job "$run" \
-            "$@" train.py --outdir="$run" --nosubdir --data="$data" --seed=0 "$long" \
-            $basic $options "--lr=$rate" $TRAIN --resume=latest --then >&2 || return
+        runs+=("$OUT/tune/$value/$rate")
+        try_rate "$value" "$options" "$rate" "$@" >&2 || return
     done
     echo -n "$value: " >&2
     "$PYTHON" -m memorization.search.learning_rate "${runs[@]}"
 }
-export -f run_one tune
+
+# try_rate VALUE OPTIONS RATE START...: train the network of a value at a rate, with its largest set and seed 0.
+try_rate() {
+    local value=$1 options=$2 rate=$3 data run=$OUT/tune/$1/$3
+    shift 3
+    data=$(awk -F '\t' -v value="$value" '$1 == value { print $2 }' <<< "$LARGEST")
+    "$PYTHON" -m memorization.search.job "$run" \
+        "$@" train.py --outdir="$run" --nosubdir --data="$data" --seed=0 "$long" \
+        $basic $options "--lr=$rate" $TRAIN --resume=latest --then
+}
+export -f run_one tune try_rate
 
 # On a terminal: how far the runs in training are, below what they print, until it is killed.
 watch_runs() {
@@ -164,13 +170,20 @@ plan_costs() {
 # finish KEY [VALUE]: work through the queue, the largest sets first, then draw the curve with a line per KEY, or one for all,
 # and compare the lines with that of VALUE.
 finish() {
-    local images against
+    local images against tunings=""
     images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
     if [ -n "$STEPS" ]; then images="$STEPS steps each"; else images="$images million training images"; fi
     echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images."
     # The largest set of each value.
     LARGEST=$(printf '%s\n' "${queue[@]}" | awk -F '\t' '
-        $1 > size[$2] + 0 { size[$2] = $1; data[$2] = $4 } END { for (value in data) print value "\t" data[value] }')
+        $1 > size[$2] + 0 { size[$2] = $1; data[$2] = $4; options[$2] = $6 }
+        END { for (value in data) print value "\t" data[value] "\t" options[value] }' | sort)
+    if [ "$(printf '%s\n' $RATES | awk '{ print $1 + 0 }' | sort | uniq -d)" ]; then
+        echo "RATES=\"$RATES\" has a learning rate twice." >&2
+        exit 2
+    fi
+    if [[ $RATES == *" "* ]]; then tunings=$(awk -F '\t' -v rates="$RATES" '
+        { n = split(rates, rate, " "); for (i = 1; i <= n; i++) print $1 "\t" rate[i] "\t" $3 }' <<< "$LARGEST"); fi
     export RATES LARGEST
     if [[ $RATES == *" "* && " $TRAIN" =~ " --lr"[=\ ] ]]; then
         echo "RATES chooses the learning rate, and TRAIN says it: leave --lr out of TRAIN, or set RATES to that rate." >&2
@@ -187,6 +200,18 @@ finish() {
     fi
     if [ -n "$PREPARE" ]; then
         printf '%s\n' "${queue[@]}" | awk -F '\t' '{ print "  |D| = " $1 ", " $2 ", seed " $3 }'
+        if [ -n "$tunings" ]; then awk -F '\t' '{ print "  learning rate " $2 " of " $1 }' <<< "$tunings"; fi
+        return
+    fi
+    if [ "$PART" = rates ]; then
+        if [[ ! $TASK =~ ^[1-9][0-9]{0,8}$ ]] || ((TASK > $(grep -c . <<< "$tunings"))); then
+            echo "TASK=$TASK: choose one of the $(grep -c . <<< "$tunings") runs that choose learning rates." >&2
+            exit 2
+        fi
+        local value rate options start=("$PYTHON")
+        if [ -n "$LAUNCH" ]; then start=($LAUNCH); fi
+        IFS=$'\t' read -r value rate options <<< "$(sed -n "${TASK}p" <<< "$tunings")"
+        try_rate "$value" "$options" "$rate" "${start[@]}"
         return
     fi
     if [ -n "$TASK" ]; then

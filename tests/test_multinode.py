@@ -154,8 +154,10 @@ def test_submitting_a_factor(slurm, tmp_path):
     env = slurm | {"SCALE": "small", "SIZES": "10 20", "WIDTHS": "8 16", "DATASETS": str(tmp_path / "data")}
     env |= {"OUT": str(tmp_path / "out")}
     text = run(["scripts/slurm/submit_factor.sh", "scripts/model_width.sh", "--partition=gpu"], env)
-    assert "Submitted 4 runs as job 101, the curve as job 102." in text
-    array, curve = (tmp_path / "sbatch").read_text().splitlines()
+    assert "Submitted 4 runs as job 102, the curve as job 103." in text
+    assert "Submitted 6 runs that choose learning rates as job 101." in text
+    rates, array, curve = (tmp_path / "sbatch").read_text().splitlines()
+    assert "--array=1-6" in rates and "--partition=gpu" in rates and "--dependency=afterok:101" in array
     assert "--array=1-4" in array and "--partition=gpu" in array and "factor.sbatch scripts/model_width.sh" in array
-    assert "--dependency=afterok:101" in curve
+    assert "--dependency=afterok:102" in curve
     assert len(list((tmp_path / "data").glob("*.zip"))) == 2

@@ -90,6 +90,8 @@ def test_factor_in_a_tiny_setting(script, python, tmp_path):
         assert {p.parent.name for p in (tmp_path / "out/tune").glob("*/*")} == {"8", "12"}
         rates = {json.loads((run / "training_options.json").read_text())["command"]["lr"] for run in runs}
         assert rates == {1e-2} and text.count("learning rate 0.01") == len(runs)
+        assert shell(script, env | {"PART": "rates", "TASK": "4"}).count("learning rate") == 1  # only said
+        assert "one of the 4 runs" in shell(script, env | {"PART": "rates", "TASK": "5"}, code=2)
         again = shell(script, env)
         assert "training (log" not in again and again.count("R_mem") >= len(runs)
 
@@ -140,6 +142,8 @@ def test_plan_at_paper_scale(script, runs, images):
 def test_wrong_values_are_refused():
     env = {"SCALE": "small", "TRAIN": "--batch=8 --lr=1e-3", "DATASETS": "/nowhere", "PYTHON": "true"}
     assert "leave --lr out of TRAIN" in shell("model_width", env, code=2)
+    env = {"SCALE": "small", "RATES": "1e-2 5e-3 0.01", "DATASETS": "/nowhere", "PYTHON": "true"}
+    assert "has a learning rate twice" in shell("model_depth", env, code=2)
     assert "choose small, medium or paper" in shell("model_width", {"SCALE": "large"}, code=2)
     assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)
     assert "from 1 to 24" in shell("model_width", {"TASK": "25", "DATASETS": "/nowhere", "PYTHON": "true"}, code=2)

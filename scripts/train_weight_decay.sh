@@ -18,4 +18,4 @@ for decay in $DECAYS; do
     done
 done
 TITLE="Weight decay"
-finish optimizer_kwargs.weight_decay 0
+finish weight_decay 0

@@ -506,20 +506,25 @@ def network_arguments(opts: EasyDict) -> dict:
     return dict(network, dropout=opts.dropout)
 
 
-def command_in_effect(opts: EasyDict, c: EasyDict) -> dict[str, Any]:
+def options_in_effect(opts: EasyDict) -> dict[str, Any]:
     """The options of the command line, each with its value in effect, as given or by default; None has no effect.
 
-    Where the default depends on other options, or is drawn, that is what it came to.
+    Where the default depends on other options, that is what it came to.
     """
-    network = c.network_kwargs
+    network = network_arguments(opts)
     command = dict(
         opts, num_channels=network["model_channels"], cres=network["channel_mult"], num_blocks=network["num_blocks"],
         attn_resolutions=network["attn_resolutions"], skip_connections=network.get("skip_connections"),
-        precision=c.precision, fp16=c.precision == "fp16", seed=c.seed, bench=c.cudnn_benchmark,
         ema=opts.ema if opts.ema_mode != "mode3" else None,
     )  # fmt: skip
     without_effect = dict.fromkeys(name for name, (has_effect, _) in conditions(opts).items() if not has_effect)
     return command | without_effect | {"overwrite": opts.overwrite}
+
+
+def command_in_effect(opts: EasyDict, c: EasyDict) -> dict[str, Any]:
+    """As `options_in_effect`, with what is drawn, or follows from the device or from the state that is continued."""
+    drawn = dict(precision=c.precision, fp16=c.precision == "fp16", seed=c.seed, bench=c.cudnn_benchmark)
+    return options_in_effect(opts) | drawn
 
 
 def recorded_options(opts: EasyDict, start: Start, run_dir: Path) -> dict:

@@ -25,21 +25,26 @@ class Setting:
 
     sizes: tuple[int, ...]
     emms: tuple[float, ...]
+    spreads: tuple[float, ...] = ()  # tau of each line, as a part of the study's; all alike: empty
 
     def logits(self) -> np.ndarray:
         """float [lines, sizes]"""
         return logit(LEVEL) - SLOPE * (np.log(self.sizes) - np.log(self.emms)[:, None])
 
+    def taus(self, tau: float) -> np.ndarray:
+        """float [lines]"""
+        return tau * np.array(self.spreads or [1.0] * len(self.emms))
+
     def ratios(self, tau: float) -> np.ndarray:
         """Mean ratio over all seeds, float [lines, sizes], by Gauss-Hermite quadrature."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-        return expit(self.logits()[..., None] + tau * nodes) @ (weights / weights.sum())
+        return expit(self.logits()[..., None] + self.taus(tau)[:, None, None] * nodes) @ (weights / weights.sum())
 
     def emm_ratio(self, tau: float) -> float:
         """True EMM of line 1 over that of line 0."""
         logs = [
-            mean_crossing(lambda x, e=emm: logit(LEVEL) - SLOPE * (x - np.log(e)), tau, LEVEL, 0.01, 1e6)
-            for emm in self.emms[:2]
+            mean_crossing(lambda x, e=emm: logit(LEVEL) - SLOPE * (x - np.log(e)), own, LEVEL, 0.01, 1e6)
+            for emm, own in zip(self.emms[:2], self.taus(tau))
         ]
         return float(np.exp(logs[1] - logs[0]))
 
@@ -49,6 +54,8 @@ SETTINGS = {
     "20, 40; EMM 25 and 35": Setting((20, 40), (25, 35)),
     "20, 40; EMM 25 and 12": Setting((20, 40), (25, 12)),
     "20, 40; four lines": Setting((20, 40), (25, 35, 20, 28)),
+    "20, 40; four lines, seeds of line 0 differ more": Setting((20, 40), (25, 35, 20, 28), (1, 0.2, 0.2, 0.2)),
+    "20, 40; four lines, seeds of line 1 differ more": Setting((20, 40), (25, 35, 20, 28), (0.2, 1, 0.2, 0.2)),
     "8 to 128; EMM 25 and 35": Setting((8, 16, 32, 64, 128), (25, 35)),
 }
 
@@ -62,10 +69,13 @@ def coverage(
     differences, ratio, runs = true[1] - true[0], setting.emm_ratio(tau), np.repeat(setting.sizes, seeds)
     held, lengths, emm_held, emm_lengths = [], [], [], []
     for study in range(studies):
-        p = expit(setting.logits()[..., None] + tau * rng.normal(size=(*true.shape, seeds)))
+        p = expit(
+            setting.logits()[..., None] + setting.taus(tau)[:, None, None] * rng.normal(size=(*true.shape, seeds))
+        )
         counts = rng.binomial(images, p)
         samples = np.full(seeds, images)
-        cells = Cells([(k, samples) for line in counts for k in line], seed_sd)
+        lines = np.repeat(np.arange(len(true)), len(setting.sizes))
+        cells = Cells([(k, samples) for line in counts for k in line], lines, seed_sd)
         for i, truth in enumerate(differences):
             low, high = cells.difference(len(setting.sizes) + i, i, seed=study)
             held.append(low <= truth <= high)

@@ -77,10 +77,10 @@ def _replace_what_cannot_be_shown() -> None:
 _replace_what_cannot_be_shown()  # here, since --help is printed before any function of a program is called
 
 
-def _expand(value: Any) -> Any:
+def expand_home(value: Any) -> Any:
     """~ and ~user at the beginning of a path, where no file has that name; a shell leaves them in --option=~/path."""
     if isinstance(value, list | tuple):
-        return type(value)(map(_expand, value))
+        return type(value)(map(expand_home, value))
     return os.path.expanduser(value) if isinstance(value, str) and not os.path.lexists(value) else value
 
 
@@ -95,7 +95,7 @@ def report_errors(main: Callable) -> Callable:
     @functools.wraps(main)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return main(*args, **{name: _expand(value) for name, value in kwargs.items()})
+            return main(*args, **{name: expand_home(value) for name, value in kwargs.items()})
         except (ValueError, OSError, MemoryError, RuntimeError) as err:
             text = describe_error(err)
             if text is None or os.environ.get("DIFFMEM_TRACEBACK") == "1":

@@ -20,6 +20,6 @@ for size in $SIZES; do
 done
 TITLE="Unique labels, |D| = $SIZES"
 finish folder unconditional
-if [ -z "$PLAN" ]; then
+if [ -z "$PLAN$PREPARE$TASK" ]; then
     "$PYTHON" emm.py trajectory "$OUT/runs" --by=folder --out="$OUT/trajectory.png" --title="$TITLE"
 fi

@@ -122,10 +122,11 @@ run_one() {
 
 # tune VALUE OPTIONS START...: the one of RATES with which the networks of a value are trained, by the training loss alone.
 tune() {
-    local value=$1 options=$2 rate runs=()
+    local value=$1 options=$2 rate size runs=()
     shift 2
+    size=$(awk -F '\t' -v value="$value" '$1 == value { print $4 }' <<< "$LARGEST")
     for rate in $RATES; do
-        runs+=("$OUT/tune/$value/$rate")
+        runs+=("$OUT/tune/$value/$size/$rate")
         try_rate "$value" "$options" "$rate" "$@" >&2 || return
     done
     echo -n "$value: " >&2
@@ -134,9 +135,10 @@ tune() {
 
 # try_rate VALUE OPTIONS RATE START...: train the network of a value at a rate, with its largest set and seed 0.
 try_rate() {
-    local value=$1 options=$2 rate=$3 data run=$OUT/tune/$1/$3
+    local value=$1 options=$2 rate=$3 data size run
     shift 3
-    data=$(awk -F '\t' -v value="$value" '$1 == value { print $2 }' <<< "$LARGEST")
+    IFS=$'\t' read -r data size <<< "$(awk -F '\t' -v value="$value" '$1 == value { print $2 "\t" $4 }' <<< "$LARGEST")"
+    run=$OUT/tune/$value/$size/$rate
     "$PYTHON" -m memorization.search.job "$run" \
         "$@" train.py --outdir="$run" --nosubdir --data="$data" --seed=0 "$long" \
         $basic $options "--lr=$rate" $TRAIN --resume=latest --then
@@ -170,14 +172,34 @@ plan_costs() {
 # finish KEY [VALUE]: work through the queue, the largest sets first, then draw the curve with a line per KEY, or one for all,
 # and compare the lines with that of VALUE.
 finish() {
-    local images against tunings=""
+    local images against values rate tunings=""
     images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
     if [ -n "$STEPS" ]; then images="$STEPS steps each"; else images="$images million training images"; fi
     echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images."
+    values=$(printf '%s\n' "${queue[@]}" | cut -f 2; ls "$OUT/runs" 2> /dev/null || true) # of this call and of earlier ones
+    against=${AGAINST-${2:-}}
+    if ! grep -qxF -e "$against" -e "${against}x$against" <<< "$values"; then
+        if [ -n "${AGAINST-}" ]; then
+            echo "AGAINST=$AGAINST is none of the values: $(sort -u <<< "$values" | tr '\n' ' ')" >&2
+            exit 2
+        fi
+        against= # the basic setting is not among the values of this call, which is no mistake
+    fi
+    if [ "$(sort -u <<< "$values" | wc -l)" -lt 2 ]; then against=; fi
+    if [[ -n $PART && ($PART != rates || -z $TASK) ]]; then
+        echo "PART=$PART: it is rates, with TASK=N." >&2
+        exit 2
+    fi
     # The largest set of each value.
     LARGEST=$(printf '%s\n' "${queue[@]}" | awk -F '\t' '
         $1 > size[$2] + 0 { size[$2] = $1; data[$2] = $4; options[$2] = $6 }
-        END { for (value in data) print value "\t" data[value] "\t" options[value] }' | sort)
+        END { for (value in data) print value "\t" data[value] "\t" options[value] "\t" size[value] }' | sort)
+    for rate in $RATES; do
+        if [[ ! $rate =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]]; then
+            echo "RATES=\"$RATES\": \"$rate\" is no learning rate." >&2
+            exit 2
+        fi
+    done
     if [ "$(printf '%s\n' $RATES | awk '{ print $1 + 0 }' | sort | uniq -d)" ]; then
         echo "RATES=\"$RATES\" has a learning rate twice." >&2
         exit 2
@@ -231,10 +253,7 @@ finish() {
         trap - EXIT
         kill $! && printf '\r\033[K' >&2
     fi
-    against=${AGAINST-${2:-}}
-    # A default that is not among the values of this call is no mistake of the user's.
-    if [ -z "${AGAINST-}" ] && ! cut -f 1 <<< "$LARGEST" | grep -qxE -e "$against(x$against)?"; then against=; fi
-    if [ "$(wc -l <<< "$LARGEST")" -lt 2 ]; then against=; fi
+    if [ -z "$against" ]; then rm -f "$OUT/$FACTOR-effects.csv"; fi # of another call, with another curve
     "$PYTHON" emm.py curve "$OUT/runs" ${1:+--by="$1"} ${against:+--against="$against"} --out="$OUT/$FACTOR.png" \
         --title="${TITLE:-$FACTOR}"
 }

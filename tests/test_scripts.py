@@ -87,7 +87,7 @@ def test_factor_in_a_tiny_setting(script, python, tmp_path):
     assert sum(int(row["runs"]) for row in rows) == len(runs)
 
     if script == "model_width":  # the learning rate by the training loss; and what is done is not done again
-        assert {p.parent.name for p in (tmp_path / "out/tune").glob("*/*")} == {"8", "12"}
+        assert {p.parent.name for p in (tmp_path / "out/tune").glob("*/10")} == {"8", "12"}
         rates = {json.loads((run / "training_options.json").read_text())["command"]["lr"] for run in runs}
         assert rates == {1e-2} and text.count("learning rate 0.01") == len(runs)
         assert shell(script, env | {"PART": "rates", "TASK": "4"}).count("learning rate") == 1  # only said
@@ -144,6 +144,10 @@ def test_wrong_values_are_refused():
     assert "leave --lr out of TRAIN" in shell("model_width", env, code=2)
     env = {"SCALE": "small", "RATES": "1e-2 5e-3 0.01", "DATASETS": "/nowhere", "PYTHON": "true"}
     assert "has a learning rate twice" in shell("model_depth", env, code=2)
+    assert '"abc" is no learning rate' in shell("model_depth", env | {"RATES": "1e-2 abc"}, code=2)
+    assert "it is rates, with TASK=N" in shell("model_depth", env | {"RATES": "", "PART": "rate", "TASK": "1"}, code=2)
+    text = shell("model_width", env | {"RATES": "", "AGAINST": "17"}, code=2)
+    assert "AGAINST=17 is none of the values: 16 32 8" in text
     assert "choose small, medium or paper" in shell("model_width", {"SCALE": "large"}, code=2)
     assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)
     assert "from 1 to 24" in shell("model_width", {"TASK": "25", "DATASETS": "/nowhere", "PYTHON": "true"}, code=2)

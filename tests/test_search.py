@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -401,7 +402,7 @@ def test_job_trains_once(tmp_path, monkeypatch):
 
 
 def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, capsys):
-    command = {"lr": 0.01, "seed": 1, "cres": [1, 2], "device": "cuda", "ema": None, "duration": 60.0, "batch": 16}
+    command = {"lr": 0.01, "seed": 1, "cres": [1, 2], "device": "cuda", "ema": 3.0, "duration": 60.0, "batch": 16}
     words = [
         "python",
         "train.py",
@@ -412,14 +413,30 @@ def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, capsys):
         "--duration=60",
         "--batch=16",
     ]
-    assert other_options(tmp_path, [*words, "--lr=1e-2"]) == []  # there is no run yet
+    assert other_options(tmp_path, [*words, "--lr=1e-2", "--ema=3"]) == []  # there is no run yet
     (tmp_path / "training_options.json").write_text(json.dumps({"command": command}))
     assert other_options(tmp_path, [*words, "--lr=5e-3", "--device=cpu", "--lr=1e-2", "--ema=3"]) == []
-    assert other_options(tmp_path, [*words, "--lr=5e-3", "--seed=2"]) == ["seed 1, not 2", "lr 0.01, not 0.005"]
+    assert other_options(tmp_path, [*words, "--lr=5e-3", "--seed=2", "--ema=3"]) == [
+        "seed 1, not 2", "lr 0.01, not 0.005"
+    ]  # fmt: skip
     assert other_options(tmp_path, ["sh", "-c", "true"]) == []
+    # Effective values: by epochs or by steps, other channels by another name, a default that an option had replaced.
+    asked = [*words[:-2], "--batch=16", "--lr=1e-2", "--ema=3", "--num-blocks=1"]
+    assert other_options(tmp_path, [*asked, "--total-steps=9"]) == ["duration 60.0, not none"]
+    command |= {"num_channels": 8, "cbase": 8, "transfer": None, "skip_connections": [1, 0, 1, 1], "total_steps": 9}
+    (tmp_path / "training_options.json").write_text(json.dumps({"command": command | {"duration": None}}))
+    asked += ["--num-channels=16", "--cbase=8", "--total-steps=9"]
+    assert other_options(tmp_path, [*asked, "--skip-connections=1,0,1,1"]) == []
+    assert set(other_options(tmp_path, [*asked, "--transfer=~/x.pt"])) == {
+        "skip_connections [1, 0, 1, 1], not [1, 1, 1, 1]", f"transfer none, not {os.path.expanduser('~/x.pt')}"
+    }  # fmt: skip
+    assert other_options(tmp_path, [*asked, "--lrr=1"]) == []  # train.py says it
+    (tmp_path / "training_options.json").write_text(
+        json.dumps({"command": command | {"duration": 60.0, "skip_connections": [1] * 10, "num_channels": 128}})
+    )
     before = sorted(tmp_path.iterdir())
-    assert job.main([str(tmp_path), *words, "--lr=1", "--then", "true"]) == 2
-    assert "other options (lr 0.01, not 1.0)" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
+    assert job.main([str(tmp_path), *words, "--ema=3", "--lr=1", "--then", "true"]) == 2
+    assert "other options (lr 0.01, not 1.0; " in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
 
 
 def test_a_job_that_measures_nothing_does_not_train_again_what_diverged(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What a factor does: each line of a figure against one of them, the basic setting."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from memorization.stats.effects import Cells, emm_ratio
 
 EFFECT_COLUMNS = (
     "line", "against", "size", "difference", "low", "high", "interval_of", "runs", "runs_against",
-    "emm_ratio", "emm_ratio_low", "emm_ratio_high", "confidence",
+    "emm_ratio_least", "emm_ratio_most", "emm_ratio_low", "emm_ratio_high", "confidence",
 )  # fmt: skip
 
 
@@ -63,14 +64,15 @@ def effects(lines: Sequence[Line], against: str) -> list[Effect]:
         If no line, or no other line, has that name.
     """
     names = [line.name for line in lines]
-    if against not in names or len(lines) < 2:
+    first = _position(names, against)
+    if first is None or len(lines) < 2:
         raise ValueError(f'No line to compare with "{against}"; the lines are: {", ".join(names)}.')
-    base = lines[names.index(against)]
+    base = lines[first]
     cells = {(i, size): runs for i, line in enumerate(lines) for size, runs in by_size(line.runs).items()}
     index = {key: number for number, key in enumerate(cells)}
     given = base.seed_sd if base.seeds_from == GIVEN else None
-    pooled = Cells([run_counts(runs) for runs in cells.values()], given)
-    found, first = [], names.index(against)
+    pooled = Cells([run_counts(runs) for runs in cells.values()], [line for line, _ in cells], given)
+    found = []
     for i, line in enumerate(lines):
         if line is base:
             continue
@@ -89,6 +91,17 @@ def effects(lines: Sequence[Line], against: str) -> list[Effect]:
         known = pooled.seeds_known and not (line.images_only or base.images_only)
         found.append(Effect(line, base, tuple(differences), least, most, low, high, known))
     return found
+
+
+def _position(names: Sequence[str], against: str) -> int | None:
+    """Of the line with that name, or with that number (1e-4 for 0.0001)."""
+    if against in names:
+        return names.index(against)
+    for i, name in enumerate(names):
+        with contextlib.suppress(ValueError):
+            if float(name) == float(against):
+                return i
+    return None
 
 
 def _difference(a: CurvePoint, b: CurvePoint, ends: tuple[float, float]) -> Difference:
@@ -137,11 +150,15 @@ def _interval_text(effect: Effect) -> str:
 
 
 def effect_rows(found: Sequence[Effect]) -> list[list[object]]:
-    """Rows of `EFFECT_COLUMNS`, one per line and common size; of a line without one, a row without a size."""
+    """Rows of `EFFECT_COLUMNS`, one per line and common size; of a line without one, a row without a size.
+
+    The least and the most that the ratio of EMM can be are equal where EMM of both lines was found, 0 and infinity
+    where the sizes do not tell.
+    """
     rows = []
     for effect in found:
         interval_of = "seeds" if effect.seeds_known else IMAGES
-        ratio = [effect.emm_ratio, effect.emm_low, effect.emm_high, effect.line.confidence]
+        ratio = [effect.emm_least, effect.emm_most, effect.emm_low, effect.emm_high, effect.line.confidence]
         for d in effect.differences:
             numbers = [d.size, d.value, d.low, d.high, interval_of, d.runs, d.runs_against]
             rows.append([effect.line.name, effect.against.name, *numbers, *ratio])

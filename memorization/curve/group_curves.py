@@ -198,13 +198,14 @@ def by_size(runs: Iterable[GroupRun]) -> dict[int, list[GroupRun]]:
 def at_common_snapshots(runs: Sequence[GroupRun]) -> tuple[list[GroupRun], int]:
     """The runs with those snapshots alone that all runs of their |D| have, and how many that leaves out.
 
-    A run that was interrupted has one more, of the moment at which it was. Where runs have none in common they stay as
-    they are, for `pooled` to refuse.
+    A run that was interrupted has one more, of the moment at which it was. Runs that do not end at the same snapshot
+    stay as they are, for `pooled` to refuse: the end is what is told of them.
     """
     found, left_out = [], 0
     for some in by_size(runs).values():
         times = [{p.kimg for points in run.curves.values() for p in points} for run in some]
-        common = set.intersection(*times) or set.union(*times)
+        together = len({max(own, default=0) for own in times}) == 1
+        common = set.intersection(*times) if together else set.union(*times)
         left_out += sum(len(own - common) for own in times)
         for run in some:
             curves = {name: [p for p in points if p.kimg in common] for name, points in run.curves.items()}

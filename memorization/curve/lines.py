@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -383,8 +384,9 @@ def trajectories(
     for value, group in groups:
         for size, same in by_size(group).items():
             parts = ([f"{by} = {readable(value, by)}"] if by else []) + ([f"|D| = {size}"] if several or not by else [])
-            for part in [[run] for run in same] if per_run else [same]:
-                name = ", ".join([*parts, part[0].path.name] if per_run and len(same) > 1 else parts)
+            labels = _distinct([run.path for run in same])
+            for label, part in zip(labels, [[run] for run in same]) if per_run else [("", same)]:
+                name = ", ".join([*parts, label] if per_run and len(same) > 1 else parts)
                 bands = [_ratio_band(run, axis) for run in part]
                 mean = _average(part, bands, axis)
                 good = [_quality_band(run, quality(run), axis) for run in part] if quality is not None else []
@@ -393,6 +395,16 @@ def trajectories(
                     Trajectory(value, size, name, tuple(part), mean.time, mean.value, mean.low, mean.high, axis, found)
                 )
     return lines, notes
+
+
+def _distinct(paths: Sequence[Path]) -> list[str]:
+    """The names of folders, with as many of the folders above as it takes to tell them apart."""
+    resolved = [path.resolve() for path in paths]
+    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in resolved]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
 
 
 def _ratio_band(run: Run, axis: str) -> Band:

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dnnlib import EasyDict
+from dnnlib.cli import expand_home
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
 from memorization.runs import HOW_RUN, NO_FACTOR, OPTIONS
@@ -124,29 +126,59 @@ def last_words(path: Path) -> str:
     return "it has left no message."
 
 
-def other_options(run_dir: Path, train: list[str]) -> list[str]:
+def other_options(run_dir: Path, train: list[str], *, images: bool = False) -> list[str]:
     """Options of train.py that the run has, or would have, with another value by the command line `train`.
 
     "lr 0.01, not 0.005", for example. Those that say how to train and not what (device, workers, ...) do not count.
-    Empty where there is no run yet, or `train` is no command of train.py.
+    Empty where there is no run yet, `train` is no command of train.py, or one that it refuses.
+
+    Parameters
+    ----------
+    images : whether to compare the training images, too; what is measured afterwards compares them itself.
     """
     script = next((i for i, word in enumerate(train) if Path(word).name == "train.py"), None)
     try:
-        known = json.loads((run_dir / OPTIONS).read_bytes())["command"]
+        recorded = json.loads((run_dir / OPTIONS).read_bytes())
+        known = recorded["command"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     if script is None or not isinstance(known, dict):
         return []
+    import click
+
     import train as program
 
-    asked = program.main.make_context("train", train[script + 1 :]).params
-    free = HOW_RUN | NO_FACTOR - {"seed", "total_kimg", "total_steps"}
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
-    return [
-        f"{key} {known[key]}, not {value}"
-        for key, value in plain.items()
-        if key in known and key not in free and None not in (value, known[key]) and value != known[key]
+    try:
+        given = program.main.make_context("train", train[script + 1 :]).params
+        asked = program.options_in_effect(EasyDict({name: expand_home(value) for name, value in given.items()}))
+    except (click.ClickException, click.exceptions.Exit):
+        return []  # train.py says it
+    asked = json.loads(json.dumps(asked))  # lists, as they are recorded
+    free = HOW_RUN | {"cbase"} | NO_FACTOR - {"seed", "total_kimg", "total_steps"}  # num_channels has cbase
+    drawn = {name for name in ("precision", "seed") if asked[name] is None}
+    found = [
+        f"{key} {_text(known[key])}, not {_text(value)}"
+        for key, value in asked.items()
+        if key in known and key not in free | drawn and value != known[key]
     ]
+    if images and recorded.get("dataset_sha256") not in (None, _digest(asked)):
+        found.append("other images")
+    return found
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _digest(options: dict[str, Any]) -> str | None:
+    """Of the training images; None where they cannot be read, which train.py says."""
+    from training.dataset import ImageFolderDataset
+    from training.fingerprint import dataset_sha256
+
+    try:
+        return dataset_sha256(ImageFolderDataset(options["data"], xflip=options["xflip"]))
+    except (ValueError, OSError):
+        return None
 
 
 def write_job(path: Path, run_dir: Path, train: list[str], measure: list[str]) -> None:
@@ -159,7 +191,8 @@ def main(argv: list[str]) -> int:
     """Do the job; at SIGTERM or SIGINT it stops as at NAME.stop."""
     if given := "--then" in argv:
         run_dir, then = Path(argv[0]), argv.index("--then")
-        if differing := other_options(run_dir, argv[1:then]):
+        images = not argv[then + 1 :] and is_trained(run_dir)
+        if differing := other_options(run_dir, argv[1:then], images=images):
             print(
                 f'Error: "{run_dir}" was trained with other options ({"; ".join(differing)}). Move that folder away, '
                 "or write to another.",

@@ -2,11 +2,12 @@
 
 R_mem. Run j of cell c (a line and a size) has the ratio y_cj = k_cj / n_cj with the mean mu_c; with q = mu (1 - mu)
 
-    Var y_cj = q_c^2 v_cj,    v_cj = 1 / (n_cj q_c) + (1 - 1 / n_cj) tau^2,
+    Var y_cj = q_c^2 v_cj,    v_cj = 1 / (n_cj q_c) + (1 - 1 / n_cj) tau_l^2,
 
-as in `memorization.stats.crossing`. Three seeds of one cell say next to nothing of the spread tau between seeds, all
-cells of a figure together say much; so tau is taken as the same in all of them, with the restricted likelihood of the
-deviations from the cells' means and that module's prior. Draws of tau, and with each of logit mu_c ~ N(its estimate,
+as in `memorization.stats.crossing`, where the spread tau_l between seeds is that of the line. The few seeds of one line
+say little of it, and lines do differ; so log tau_l ~ N(m, s^2) over the lines of the figure, with that module's prior
+for exp m, and s one of `_SPREADS`. With the restricted likelihood of the deviations from the cells' means all of that
+is a sum over grids. Draws of (m, s), with these of tau of both lines, and with these of logit mu_c ~ N(its estimate,
 mean v_c / K_c), give the difference of two cells and its central interval.
 
 EMM. The crossings of two lines are independent, each with the distribution of its own fit; so the ratio of EMM has the
@@ -25,48 +26,70 @@ from memorization.stats.bootstrap import Group
 from memorization.stats.crossing import TAU_SCALE, TAUS, Crossing
 
 DRAWS = 10_000
+_SPREADS = (0.7, 1.5)  # of log tau over lines, equally likely
 _QUANTILES = (np.arange(300) + 0.5) / 300
 
 
 class Cells:
-    """Runs of several lines and sizes that share the spread between seeds.
+    """Runs of several lines and sizes.
 
     Parameters
     ----------
     groups : per cell the numbers of memorized and of all images of its runs.
+    lines : of each cell the number of its line; cells of one line have the same spread between seeds.
     seed_sd : the spread, if it is given, standard deviation of the logit; None: from the runs.
     """
 
-    def __init__(self, groups: Sequence[Group], seed_sd: float | None = None) -> None:
-        self.groups, self.seeds_known = groups, seed_sd is not None or any(len(k) > 1 for k, _ in groups)
+    def __init__(self, groups: Sequence[Group], lines: Sequence[int], seed_sd: float | None = None) -> None:
+        self.groups, self.lines = groups, np.asarray(lines)
+        self.seeds_known = seed_sd is not None or any(len(k) > 1 for k, _ in groups)
         self.taus = TAUS if seed_sd is None else np.array([float(seed_sd)])
         if not self.seeds_known:
             self.taus = np.zeros(1)
-        self.log_weight = np.zeros(1)
-        if len(self.taus) > 1:
-            self.log_weight = np.log(np.gradient(self.taus) / (1 + self.taus / TAU_SCALE))
-            for k, n in groups:
-                v = self._variances(k, n)  # [K, T]
-                q = (y := _smoothed(k, n)) * (1 - y)
-                w = 1 / v
-                mean = (w * (k / n)[:, None]).sum(0) / w.sum(0)
-                square = (w * ((k / n)[:, None] - mean) ** 2).sum(0) / q**2
-                self.log_weight = self.log_weight - 0.5 * (np.log(v).sum(0) + np.log(w.sum(0)) + square)
-        weight = np.exp(self.log_weight - self.log_weight.max())
-        self.weight = weight / weight.sum()  # of taus, posterior
+        grid = np.arange(len(self.taus))  # of log tau, even but for its 0, the least
+        if len(grid) == 1:
+            self.kernels = np.ones([1, 1, 1])
+        else:
+            step = np.log(TAUS[2] / TAUS[1])
+            self.kernels = np.exp(-0.5 * ((grid[:, None] - grid) * step / np.array(_SPREADS)[:, None, None]) ** 2)
+            self.kernels /= self.kernels.sum(axis=2, keepdims=True)  # [S, M, T]: P(tau | m, s)
+        log_l = np.zeros([self.lines.max() + 1, len(grid)])
+        for line, (k, n) in zip(self.lines, groups):
+            log_l[line] += self._log_likelihood(k, n)
+        self.likelihood = np.exp(log_l - log_l.max(axis=1, keepdims=True))  # [L, T]
+        log_joint = np.log(self.kernels @ self.likelihood.T).sum(axis=2)  # [S, M]
+        if len(grid) > 1:
+            log_joint += np.log(np.gradient(self.taus) / (1 + self.taus / TAU_SCALE))
+        joint = np.exp(log_joint - log_joint.max())
+        self.joint = joint / joint.sum()  # of (s, m), posterior
 
-    @property
-    def seed_sd(self) -> float | None:
-        """Posterior mean of tau; None where nothing is known of it."""
-        return float(self.weight @ self.taus) if self.seeds_known else None
+    def seed_sd(self, line: int) -> float | None:
+        """Posterior mean of tau of a line; None where nothing is known of it."""
+        tau = self.kernels * self.likelihood[line]
+        tau = (tau / tau.sum(axis=2, keepdims=True)) @ self.taus  # [S, M]
+        return float((self.joint * tau).sum()) if self.seeds_known else None
 
     def difference(self, a: int, b: int, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
         """Central interval of the mean ratio of cell `a` less that of cell `b`, over seeds; or over images alone."""
         rng = np.random.default_rng(seed)
-        tau = rng.choice(len(self.taus), size=DRAWS, p=self.weight)
-        first, second = (self._draw(self.groups[c], tau, rng) for c in (a, b))
+        s, m = np.unravel_index(rng.choice(self.joint.size, size=DRAWS, p=self.joint.ravel()), self.joint.shape)
+        tau = {line: self._draw_tau(line, s, m, rng) for line in dict.fromkeys([self.lines[a], self.lines[b]])}
+        first, second = (self._draw(self.groups[c], tau[self.lines[c]], rng) for c in (a, b))
         low, high = np.quantile(first - second, [(1 - confidence) / 2, (1 + confidence) / 2])
         return float(low), float(high)
+
+    def _log_likelihood(self, k: np.ndarray, n: np.ndarray) -> np.ndarray:
+        """Restricted, of the deviations of the runs of a cell from their mean, float [T]."""
+        mean = _smoothed(k, n)
+        y, w = (k / n)[:, None], 1 / self._variances(k, n)  # [K, 1], [K, T]
+        square = (w * (y - (w * y).sum(0) / w.sum(0)) ** 2).sum(0) / (mean * (1 - mean)) ** 2
+        return 0.5 * (np.log(w).sum(0) - np.log(w.sum(0)) - square)
+
+    def _draw_tau(self, line: int, s: np.ndarray, m: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Indices of `taus`, one for each (s, m)."""
+        below = np.cumsum(self.kernels * self.likelihood[line], axis=2)
+        below /= below[..., -1:]
+        return (below[s, m] < rng.random(len(m))[:, None]).sum(axis=1)
 
     def _variances(self, k: np.ndarray, n: np.ndarray) -> np.ndarray:
         """Of the logits of single runs, float [K, T]."""

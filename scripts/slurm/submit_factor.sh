@@ -8,7 +8,7 @@
 set -euo pipefail
 script=$1
 shift
-prepared=$(PREPARE=1 "$script" | tee /dev/stderr)
+prepared=$(PREPARE=1 PART= "$script" | tee /dev/stderr)
 runs=$(grep -c '^  |D| =' <<< "$prepared")
 rates=$(grep -c '^  learning rate' <<< "$prepared" || true)
 name=$(basename "$script" .sh)
@@ -19,6 +19,6 @@ if [ "$rates" != 0 ]; then # before the runs that take one of them, which would 
     after=("--dependency=afterok:$first")
     echo "Submitted $rates runs that choose learning rates as job $first."
 fi
-array=$(sbatch --parsable --job-name="$name" --array="1-$runs" "${after[@]}" "$@" "$here/factor.sbatch" "$script")
-curve=$(sbatch --parsable --job-name="$name-curve" --dependency="afterok:$array" "$@" "$here/curve.sbatch" "$script")
+array=$(PART= sbatch --parsable --job-name="$name" --array="1-$runs" "${after[@]}" "$@" "$here/factor.sbatch" "$script")
+curve=$(PART= sbatch --parsable --job-name="$name-curve" --dependency="afterok:$array" "$@" "$here/curve.sbatch" "$script")
 echo "Submitted $runs runs as job $array, the curve as job $curve."

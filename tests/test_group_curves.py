@@ -235,7 +235,7 @@ def test_figure_again_from_its_table(run, run_cli, tmp_path):
     assert "either runs" in run_cli(outlier_study.main, [*args, run], 2).output
     assert "either runs" in run_cli(outlier_study.main, ["images"], 2).output
     (tmp_path / "a.csv").write_text("group,kimg\ninlier,1\n")
-    assert "no table of groups" in run_cli(outlier_study.main, args, 1).output
+    assert "is no table that outlier_study.py images has written" in run_cli(outlier_study.main, args, 1).output
 
 
 def test_what_cannot_be_drawn(run_cli, tmp_path):

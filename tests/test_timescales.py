@@ -197,7 +197,7 @@ def test_timescales_command(tmp_path, run_cli):
             lines = lines.replace(old, new) if name == f"t{suffix}" else lines
             (tmp_path / f"other{suffix}.csv").write_text(lines)
         wrong = ["timescales", f"--from-csv={tmp_path}/other.csv", f"--out={tmp_path}/other.png"]
-        assert "no tables that emm.py timescales has written" in run_cli(cli.main, wrong, code=1).stderr
+        assert "no table that emm.py timescales has written" in run_cli(cli.main, wrong, code=1).stderr
 
     for axis, unit in (("epochs", 1024 / 16),):
         run_cli(cli.main, ["timescales", root, f"--x={axis}", f"--out={tmp_path}/u.png"])

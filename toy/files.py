@@ -11,7 +11,7 @@ import numpy as np
 
 from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
-from memorization.curve.files import read_csv
+from memorization.curve.files import read_csv, reading_table
 from memorization.stats.timing import Answer
 from toy.data import GROUPS
 from toy.study import Curves, Result, Settings, check_same, share
@@ -66,7 +66,7 @@ def read_table(path: str | os.PathLike) -> Curves:
     OSError
         If it cannot be read.
     """
-    try:
+    with reading_table(path, "outlier_study.py moons"):
         rows = read_csv(path)
         cells = {(int(row["repeat"]), int(row["epoch"]), row["group"]): row for row in rows}
         repeats, epochs = (sorted({key[i] for key in cells}) for i in (0, 1))
@@ -92,9 +92,7 @@ def read_table(path: str | os.PathLike) -> Curves:
         )  # fmt: skip
         if curves.generated < 1 or (curves.memorized < 0).any() or (curves.nearest < curves.memorized).any():
             raise ValueError("counts")
-    except (ValueError, KeyError, TypeError, IndexError, csv.Error) as err:
-        raise ValueError(f'"{path}" is no table of a two-moons study, or rows of it are missing.') from err
-    return curves
+        return curves
 
 
 def write_points(result: Result, path: Path) -> None:

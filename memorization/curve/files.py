@@ -1,11 +1,12 @@
 """The tables and records that lie beside the figures of curves and trajectories."""
 
+import contextlib
 import csv
 import datetime
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,28 @@ def read_curve_csv(path: str | os.PathLike) -> list[Line]:
     OSError
         If it cannot be read.
     """
+    with reading_table(path, "emm.py curve"):
+        rows = _grouped(read_csv(path), "line", "value")
+        return [_line(name, json.loads(value), group) for (name, value), group in rows.items()]
+
+
+@contextlib.contextmanager
+def reading_table(path: str | os.PathLike, program: str) -> Iterator[None]:
+    """Whatever goes wrong with the rows of a table is that it is none of the program's: a ValueError that says so."""
     try:
-        rows: dict[tuple[str, str], list[dict[str, str]]] = {}
-        for row in read_csv(path):
-            rows.setdefault((row["line"], row["value"]), []).append(row)
-        lines = [_line(name, json.loads(value), group) for (name, value), group in rows.items()]
-        if not lines:
-            raise ValueError("no rows")
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as err:
-        raise ValueError(f'"{path}" is no table that emm.py curve has written; draw it from its runs again.') from err
-    return lines
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error) as err:
+        raise ValueError(f'"{path}" is no table that {program} has written; draw it from its runs again.') from err
+
+
+def _grouped(rows: Iterable[dict[str, str]], *keys: str) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    """The rows by what they have in these columns, in the order of their coming; a ValueError if there are none."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    if not groups:
+        raise ValueError("no rows")
+    return groups
 
 
 def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
@@ -138,20 +151,14 @@ def read_trajectory_csv(path: str | os.PathLike) -> TrajectoryTable:
     OSError
         If it cannot be read.
     """
-    try:
-        groups: dict[tuple[str, str], list[dict[str, str]]] = {}
-        for row in read_csv(path):
-            groups.setdefault((row["line"], row["size"]), []).append(row)
-        found = [_trajectory(rows) for rows in groups.values()]
-        first = next(iter(groups.values()))[0]
+    with reading_table(path, "emm.py trajectory"):
+        groups = list(_grouped(read_csv(path), "line", "size").values())
+        found = [_trajectory(rows) for rows in groups]
+        first = groups[0][0]
         level, measure, heldout = float(first["level"]), first.get("measure") or "", first.get("heldout") or ""
         if not 0 < level <= 1 or measure not in ("", *MEASURES) or any(t.quality for t in found) != bool(measure):
             raise ValueError("no level or measure")
         return TrajectoryTable(found, level, measure, float(heldout) if heldout else None)
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, csv.Error) as err:
-        raise ValueError(
-            f'"{path}" is no table that emm.py trajectory has written; draw it from its runs again.'
-        ) from err
 
 
 def _trajectory(rows: Sequence[dict[str, str]]) -> Trajectory:
@@ -197,13 +204,8 @@ def read_timescales_csv(path: str | os.PathLike) -> list[Timescales]:
     OSError
         If one cannot be read.
     """
-    try:
+    with reading_table(f'{path}" with "{runs_table(path)}', "emm.py timescales"):
         return read_timescales(read_csv(path), read_csv(runs_table(path)))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as err:
-        raise ValueError(
-            f'"{path}" and "{runs_table(path)}" are no tables that emm.py timescales has written; draw them from the '
-            "runs."
-        ) from err
 
 
 def write_curve_json(

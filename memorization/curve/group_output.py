@@ -1,6 +1,5 @@
 """Groups over the training of runs, for people: tables on the screen, a figure, and a CSV that both come from again."""
 
-import csv
 import math
 import os
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from memorization.curve.files import read_csv, write_csv
+from memorization.curve.files import read_csv, reading_table, write_csv
 from memorization.curve.group_curves import (
     Curves,
     Estimate,
@@ -186,7 +185,7 @@ def read_group_runs(path: str | os.PathLike) -> list[GroupRun]:
         If it cannot be read.
     """
     runs: dict[tuple[int, int], GroupRun] = {}
-    try:
+    with reading_table(path, "outlier_study.py images"):
         rows = read_csv(path)
         for row in rows:
             if (key := (int(row["size"]), int(row["run"]))) not in runs:
@@ -200,9 +199,7 @@ def read_group_runs(path: str | os.PathLike) -> list[GroupRun]:
                 run.curves.setdefault(row["group"], []).append(point)
         if not runs or not all(run.curves for run in runs.values()):
             raise ValueError("no rows")
-    except (ValueError, KeyError, TypeError, ZeroDivisionError, csv.Error) as err:
-        raise ValueError(f'"{path}" is no table of groups over the training of runs; draw it from its runs.') from err
-    return list(runs.values())
+        return list(runs.values())
 
 
 def _point(row: dict[str, str], total: int) -> GroupPoint:

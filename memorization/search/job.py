@@ -21,11 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dnnlib import EasyDict
-from dnnlib.cli import expand_home
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
-from memorization.runs import HOW_RUN, NO_FACTOR, OPTIONS
 from training.run.state import has_diverged, read_run_state
 
 BEGIN = "--- begun"
@@ -138,15 +135,19 @@ def other_options(run_dir: Path, train: list[str], *, images: bool = False) -> l
     """
     script = next((i for i, word in enumerate(train) if Path(word).name == "train.py"), None)
     try:
-        recorded = json.loads((run_dir / OPTIONS).read_bytes())
+        recorded = json.loads((run_dir / "training_options.json").read_bytes())
         known = recorded["command"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     if script is None or not isinstance(known, dict):
         return []
+    # Only for a run that is there: they take seconds to import.
     import click
 
     import train as program
+    from dnnlib import EasyDict
+    from dnnlib.cli import expand_home
+    from memorization.runs import HOW_RUN, NO_FACTOR
 
     try:
         given = program.main.make_context("train", train[script + 1 :]).params

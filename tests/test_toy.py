@@ -570,7 +570,7 @@ def test_figure_and_answers_from_the_table(run_cli, tmp_path):
     lines = table.read_text().splitlines()
     for wrong in ([], lines[:1], lines[:-1], [*lines, lines[-1]], [line.replace("share", "shape") for line in lines]):
         table.write_text("\n".join(wrong))
-        assert "no table of a two-moons study" in run_cli(outlier_study.main, args, code=1).stderr
+        assert "is no table that outlier_study.py moons has written" in run_cli(outlier_study.main, args, code=1).stderr
 
 
 @pytest.mark.parametrize(

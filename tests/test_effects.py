@@ -92,7 +92,7 @@ def runs(tmp_path):
 def test_the_command_compares_with_the_basic_setting(runs, run_cli, tmp_path):
     out = tmp_path / "width.png"
     text = run_cli(cli.main, ["curve", runs, "--by=num_channels", "--against=16", f"--out={out}"]).output
-    assert "Against num_channels = 16:" in text and "Each of these 6 intervals is for itself (seeds)" in text
+    assert "Against num_channels = 16:" in text and "\n6 intervals, each for itself (seeds); of many" in text
     with open(tmp_path / "width-effects.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["line"], row["size"]) for row in rows] == [("8", "20"), ("8", "40"), ("32", "20"), ("32", "40")]

@@ -439,6 +439,13 @@ def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, capsys):
     assert "other options (lr 0.01, not 1.0; " in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
 
 
+def test_a_job_that_cannot_be_started(tmp_path, capsys):
+    assert job.main([str(tmp_path / "run"), "no-such-launcher", "train.py", "--then", "true"]) == 127
+    assert 'Error: "no-such-launcher" cannot be started: No such file' in capsys.readouterr().err
+    for words in ([], ["--then"], [str(tmp_path)]):
+        assert job.main(words) == 2 and "name a JOB.json" in capsys.readouterr().err
+
+
 def test_a_job_that_measures_nothing_does_not_train_again_what_diverged(tmp_path, monkeypatch):
     """As when two runs of a factor script wait for the same learning rates to be tried."""
     monkeypatch.chdir(tmp_path)

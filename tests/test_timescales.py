@@ -191,7 +191,10 @@ def test_timescales_command(tmp_path, run_cli):
     assert text == result.stdout.splitlines()[: len(text)] and "tau_mem ~ |D|^" in text[-1]
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "t.png").read_bytes()
     assert "only --title and --out" in run_cli(cli.main, [*again, "--level=0.5"], code=2).stderr
-    for name, old, new in (("t", "tau_mem", "tau_cup"), ("t", ",at,", ",near,"), ("t-runs", "1024,", "1025,")):
+    for name, old, new in (
+        ("t", "tau_mem", "tau_cup"), ("t", ",at,", ",near,"), ("t-runs", "1024,", "1025,"), ("t", "steps", "weeks"),
+        ("t", ",seeds,3,", ",seeds,0,"), ("t", ",tau_gen,", ",tau_gen,-"),
+    ):  # fmt: skip
         for suffix in ("", "-runs"):
             lines = (tmp_path / f"t{suffix}.csv").read_text()
             lines = lines.replace(old, new) if name == f"t{suffix}" else lines
@@ -242,7 +245,13 @@ def test_trajectory_with_quality(tmp_path, run_cli):
     assert text[:-1] == result.stdout.splitlines()[: len(text) - 1] and len(text) == 5
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "t.png").read_bytes()
     assert "only --log, --title and --out" in run_cli(cli.main, [*again, "--level=0.5"], code=2).stderr
-    for old, new in (("steps", "weeks"), ("frechet", "beauty"), (",1000.0,", ",nan,")):
+    for old, new in (
+        ("steps", "weeks"),
+        ("frechet", "beauty"),
+        (",1000.0,", ",nan,"),
+        (",1.5\n", ",inf\n"),
+        (",64,", ",0,"),
+    ):
         (tmp_path / "other.csv").write_text((tmp_path / "t.csv").read_text().replace(old, new))
         wrong = ["trajectory", f"--from-csv={tmp_path}/other.csv", f"--out={tmp_path}/other.png"]
         assert "no table that emm.py trajectory has written" in run_cli(cli.main, wrong, code=1).stderr

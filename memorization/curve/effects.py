@@ -140,7 +140,9 @@ def effect_lines(found: Sequence[Effect], by: str) -> list[str]:
         rows.append(f"{effect.line.name:<{width}} EMM times {effect.emm_ratio}  {_interval_text(effect)}")
     count = sum(len(effect.differences) + 1 for effect in found)
     what = "seeds" if all(effect.seeds_known for effect in found) else f"{IMAGES} where one run tells nothing of seeds"
-    rows.append(f"Each of these {count} intervals is for itself ({what}); of many, some miss the truth by chance.")
+    rows.append(
+        f"{count} interval{'s' * (count > 1)}, each for itself ({what}); of many, some miss the truth by chance."
+    )
     return rows
 
 

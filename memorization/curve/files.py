@@ -156,9 +156,12 @@ def read_trajectory_csv(path: str | os.PathLike) -> TrajectoryTable:
         found = [_trajectory(rows) for rows in groups]
         first = groups[0][0]
         level, measure, heldout = float(first["level"]), first.get("measure") or "", first.get("heldout") or ""
+        floor = float(heldout) if heldout else None
         if not 0 < level <= 1 or measure not in ("", *MEASURES) or any(t.quality for t in found) != bool(measure):
             raise ValueError("no level or measure")
-        return TrajectoryTable(found, level, measure, float(heldout) if heldout else None)
+        if floor is not None and not math.isfinite(floor):
+            raise ValueError("no quality of held-out images")
+        return TrajectoryTable(found, level, measure, floor)
 
 
 def _trajectory(rows: Sequence[dict[str, str]]) -> Trajectory:
@@ -166,7 +169,9 @@ def _trajectory(rows: Sequence[dict[str, str]]) -> Trajectory:
     [axis] = [name for name in AXES if name in first]
     ratio = _read_band(rows, axis, ("ratio", "low", "high"))
     quality = _read_band(rows, axis, QUALITY_COLUMNS[:3]) if QUALITY_COLUMNS[0] in first else None
-    if ratio is None or not (ratio.low.min() >= 0 and ratio.high.max() <= 1) or int(first["runs"]) < 1:
+    if ratio is None or not (ratio.low.min() >= 0 and ratio.high.max() <= 1):
+        raise ValueError("numbers that are none of a trajectory")
+    if min(int(first["runs"]), int(first["size"])) < 1 or ratio.time[0] < 0:
         raise ValueError("numbers that are none of a trajectory")
     return Trajectory(
         json.loads(first["value"]), int(first["size"]), first["line"], (), ratio.time, ratio.value, ratio.low,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from memorization.curve.factors import differing_options, readable
-from memorization.curve.lines import axis_time, by_value
+from memorization.curve.lines import AXES, axis_time, by_value
 from memorization.curve.quality import RunQuality, quality_notes, run_quality
 from memorization.runs import Run
 from memorization.stats.timescales import (
@@ -221,6 +221,8 @@ def read_timescales(rows: Sequence[dict[str, str]], runs: Sequence[dict[str, str
         if not clocks.keys() <= {"tau_gen", "tau_mem"} or {s.size for s in clocks["tau_mem"].sizes} != curves.keys():
             raise ValueError("other quantities or sizes")
         level, tolerance = _number(own[0]["level"]), _number(own[0]["tolerance"])
+        if own[0]["axis"] not in AXES or not (0 < level < 1 and tolerance > 0):
+            raise ValueError("no axis, level or tolerance")
         found.append(
             Timescales(
                 None, name, (), own[0]["axis"], level, tolerance, own[0]["measure"] or None, clocks["tau_mem"],
@@ -240,6 +242,10 @@ def _read_clock(name: str, rows: Sequence[dict[str, str]]) -> Clock:
             if row[verdict] not in (AT, AT_MOST, BEYOND):
                 raise ValueError("a bound that is none")
             ends.append(Time(_number(row[value]), row[verdict]))
+        if not (1 <= int(row["size"]) and 0 <= int(row["reached"]) <= int(row["runs"]) >= 1):
+            raise ValueError("counts that are none")
+        if min(end.value for end in ends) <= 0:
+            raise ValueError("times that are none")
         only = {"seeds": False, "images only": True}[row["interval_of"]]
         sizes.append(SizeTime(int(row["size"]), (), *ends, only, int(row["reached"]), int(row["runs"])))
     slope = None

@@ -73,9 +73,13 @@ class SearchJob:
             return EXIT_STOPPED
         print(f"$ {shlex.join(command)}", file=log, flush=True)
         # In a session of its own, so that Ctrl-C in a terminal reaches it once, through the search.
-        self._child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        try:
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as err:
+            print(f'Error: "{command[0]}" cannot be started: {err.strerror}.', file=log)
+            return 127
         asked = False
         try:
             while self._child.poll() is None:
@@ -190,6 +194,9 @@ def write_job(path: Path, run_dir: Path, train: list[str], measure: list[str]) -
 
 def main(argv: list[str]) -> int:
     """Do the job; at SIGTERM or SIGINT it stops as at NAME.stop."""
+    if not argv or argv[0] == "--then" or ("--then" not in argv and not Path(argv[0]).is_file()):
+        print("Error: name a JOB.json, or give RUN_DIR TRAIN... --then [MEASURE...].", file=sys.stderr)
+        return 2
     if given := "--then" in argv:
         run_dir, then = Path(argv[0]), argv.index("--then")
         images = not argv[then + 1 :] and is_trained(run_dir)

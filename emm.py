@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from click.core import ParameterSource
 from tqdm import tqdm
 
@@ -17,10 +16,22 @@ from dnnlib.cli import Float, report_errors
 from dnnlib.images import left_out_sentence
 from dnnlib.locks import file_lock
 from dnnlib.util import check_file, check_folder
-from memorization.curve.agreement import AGREEMENT_COLUMNS, agreement_record, compare_networks, open_network
+from memorization.curve.agreement import (
+    AGREEMENT_COLUMNS,
+    agreement_record,
+    compare_networks,
+    open_network,
+    read_agreement_csv,
+)
 from memorization.curve.compare import compare_runs, comparison_record, write_distances
 from memorization.curve.effects import EFFECT_COLUMNS, effect_lines, effect_rows, effects
-from memorization.curve.figures import agreement_figure, curve_figure, timescales_figure, trajectory_figure
+from memorization.curve.figures import (
+    agreement_figure,
+    agreements_figure,
+    curve_figure,
+    timescales_figure,
+    trajectory_figure,
+)
 from memorization.curve.files import (
     read_curve_csv,
     read_timescales_csv,
@@ -484,7 +495,8 @@ def compare(runs: tuple[str, str], kimg: int | None, confidence: float, out: str
 
 
 @main.command()
-@click.argument("runs", metavar="RUN_A RUN_B...", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN_A RUN_B...", nargs=-1)
+@click.option("--from-csv", help="Draw the CSV of several pairs again, without runs", metavar="FILE")
 @click.option("--kimg", help="All at this snapshot  [default: the last of each]", metavar="INT", type=int)
 @seeds_option("0-255")
 @batch_option
@@ -498,6 +510,7 @@ def compare(runs: tuple[str, str], kimg: int | None, confidence: float, out: str
 @report_errors
 def agreement(
     runs: tuple[str, ...],
+    from_csv: str | None,
     kimg: int | None,
     seeds: list[int],
     batch: int,
@@ -522,37 +535,50 @@ def agreement(
     python train.py --data=a.zip --outdir=runs/a --nosubdir --seed=1 ...
     python train.py --data=b.zip --outdir=runs/b --nosubdir --seed=2 ...
     python emm.py agreement runs/a runs/b
+
+    \b
+    # The figure of several pairs again from its table
+    python emm.py agreement --from-csv=figures/agreement.csv --out=again.png
     """  # noqa: D301
+    if bool(runs) == (from_csv is not None):
+        raise click.UsageError("Give either pairs of runs, or the table of this command by --from-csv.")
     if len(runs) % 2:
         raise click.UsageError("Name pairs of runs: RUN_A RUN_B, or RUN_A RUN_B RUN_A RUN_B ...")
     check_format(out)
+    heading = f"{'|D|':>8} {'between':>8} {'own':>7} {'other':>7} {'between - own':>14}  {'95 % interval':<18} cosine"
+    if from_csv is not None:
+        refuse_beside_table(("kimg", "seeds", "batch", "allow_common", "device", *sampler_kwargs), "--title and --out")
+        rows = read_agreement_csv(from_csv)
+        if len(rows) == 1:
+            raise ValueError(f'"{from_csv}" is of one pair, whose figure shows images; draw it from its runs.')
+        click.echo("\n".join([heading, *map(agreement_line, rows)]))
+        agreements_figure(rows, out, title=title)
+        click.echo(f"Figure: {out}")
+        return
     table, record = Path(out).with_suffix(".csv"), Path(out).with_suffix(".json")
     for path in (table, record):
         check_file(path)
     target = distributed.init(device)
-    found = []
+    found, rows = [], []
     try:
-        click.echo(
-            f"{'|D|':>8} {'between':>8} {'own':>7} {'other':>7} {'between - own':>14}  {'95 % interval':<18} cosine"
-        )
+        click.echo(heading)
         for pair in zip(runs[::2], runs[1::2]):
             networks = [open_network(run, kimg, target) for run in pair]
             f = compare_networks(
                 *networks, seeds, batch=batch, sampler_kwargs=sampler_kwargs, device=target, allow_common=allow_common
             )
             found.append(f)
-            value, low, high = f.interval()
-            between, own, other = (np.median(x) for x in (f.between, np.mean(f.own, axis=0), f.other))
-            click.echo(
-                f"{len(networks[0].images):>8} {between:>8.1f} {own:>7.1f} {other:>7.1f} {value:>+14.1f}  "
-                f"{f'[{low:+.1f}, {high:+.1f}]':<18} {np.median(f.cosine_centred):.3f}"
-            )
+            rows.append(f.row())
+            click.echo(agreement_line(rows[-1]))
     finally:
         distributed.shutdown()
     for note in dict.fromkeys(note for f in found for note in f.notes):
         click.echo(f"Note: {note}.", err=True)
-    agreement_figure(found, out, title=title)
-    write_csv(AGREEMENT_COLUMNS, [f.row() for f in found], table)
+    if len(found) == 1:
+        agreement_figure(found[0], out, title=title)
+    else:
+        agreements_figure(rows, out, title=title)
+    write_csv(AGREEMENT_COLUMNS, [row.values() for row in rows], table)
     sampler = {key: str(v) if v == float("inf") else v for key, v in sampler_kwargs.items() if v is not None}
     write_record(
         record, command=sys.argv, pairs=[agreement_record(f) for f in found], seeds=format_int_list(seeds),
@@ -920,6 +946,15 @@ def print_trajectories(lines: Sequence[Trajectory], measure: Measure | None) -> 
             best = int(value.argmin() if measure.lower_is_better else value.argmax())
             row = f"{row:<{width + 56}} {value[best]:>14.4g}  {line.quality.time[best]:.0f}"
         click.echo(row)
+
+
+def agreement_line(row: dict[str, Any]) -> str:
+    """A pair of networks (`Agreement.row`), below the heading of agreement."""
+    interval = f"[{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]"
+    return (
+        f"{row['size_a']:>8} {row['between']:>8.1f} {row['own']:>7.1f} {row['other']:>7.1f} "
+        f"{row['difference']:>+14.1f}  {interval:<18} {row['cosine_centred']:.3f}"
+    )
 
 
 def refuse_beside_table(names: Sequence[str], allowed: str) -> None:

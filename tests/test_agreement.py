@@ -93,6 +93,19 @@ def test_command(tmp_path, run_cli):
     first = out.read_bytes()
     run_cli(cli.main, ["agreement", *pair, *pair, *args])
     assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2 and out.read_bytes() != first
+    table, again = out.with_suffix(".csv"), tmp_path / "again.png"
+    args_again = ["agreement", f"--from-csv={table}", f"--out={again}"]
+    text = run_cli(cli.main, args_again).stdout
+    assert again.read_bytes() == out.read_bytes() and not again.with_suffix(".csv").exists()
+    assert text.count(f"{found['between']:.1f}") >= 2 and f"[{found['ci_low']:+.1f}, {found['ci_high']:+.1f}]" in text
+    assert "draws a table as it is" in run_cli(cli.main, [*args_again, "--steps=3"], code=2).stderr
+    assert "Give either" in run_cli(cli.main, [*args_again, *pair], code=2).stderr
+    lines = table.read_text().splitlines()
+    for damaged in (lines[:1], [lines[0], lines[1].replace("8,8,", "8,0,", 1)], ["a,b", "1,2"], lines[:1] + ["8,8"]):
+        table.write_text("\n".join(damaged))
+        assert "is no table that emm.py agreement has written" in run_cli(cli.main, args_again, code=1).stderr
+    table.write_text("\n".join(lines[:2]))
+    assert "is of one pair" in run_cli(cli.main, args_again, code=1).stderr
     assert "pairs of runs" in run_cli(cli.main, ["agreement", pair[0]], code=2).stderr
     assert "none at 77" in run_cli(cli.main, ["agreement", *pair, "--kimg=77"], code=1).stderr
     same = [pair[0], pair[0]]

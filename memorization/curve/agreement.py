@@ -17,6 +17,7 @@ Kadkhodaie, Guth, Simoncelli & Mallat, "Generalization in diffusion models arise
 representations", ICLR 2024, arXiv:2310.02557.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import torch
 from dnnlib.limits import parse_json
 from dnnlib.repeats import image_digest
 from memorization.curve.factors import differing_options
+from memorization.curve.files import read_csv, reading_table
 from memorization.measure.knn import Neighbors
 from memorization.runs import OPTIONS, Run
 from memorization.stats.intervals import wilson_interval
@@ -38,10 +40,13 @@ from training.generation import drawn_classes, generate_images
 from training.snapshots.snapshot import list_snapshots, load_network
 
 REPLICATES = 2000
+# What is drawn over |D|: these are medians, and NAME_q1 and NAME_q3 beside them the quartiles.
+DRAWN = ("between", "own", "other", "cosine_centred", "cosine_other_centred")
+QUARTILES = tuple(f"{name}_{q}" for name in DRAWN for q in ("q1", "q3"))
 AGREEMENT_COLUMNS = (
-    "size_a", "size_b", "kimg_a", "kimg_b", "images", "between", "own_a", "own_b", "other", "difference", "ci_low",
-    "ci_high", "share_nearer", "share_ci_low", "share_ci_high", "cosine", "cosine_centred", "cosine_other_centred",
-    "common", "run_a", "run_b",
+    "size_a", "size_b", "kimg_a", "kimg_b", "images", "between", "own", "own_a", "own_b", "other", "difference",
+    "ci_low", "ci_high", "share_nearer", "share_ci_low", "share_ci_high", "cosine", "cosine_centred",
+    "cosine_other_centred", *QUARTILES, "common", "run_a", "run_b",
 )  # fmt: skip
 
 
@@ -74,8 +79,13 @@ class Agreement:
     notes: tuple[str, ...]  # sentences without a full stop
 
     @property
+    def mean_own(self) -> np.ndarray:
+        """Of the two networks, for each latent."""
+        return (self.own[0] + self.own[1]) / 2
+
+    @property
     def difference(self) -> np.ndarray:
-        return self.between - (self.own[0] + self.own[1]) / 2
+        return self.between - self.mean_own
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float, float]:
         """Median over latents of `difference`, and the percentile bootstrap interval of it."""
@@ -89,16 +99,55 @@ class Agreement:
         """Latents whose two images are nearer to each other than each is to its nearest training image."""
         return int((self.between < np.minimum(*self.own)).sum())
 
-    def row(self) -> list[Any]:
-        """By `AGREEMENT_COLUMNS`."""
+    def row(self) -> dict[str, Any]:
+        """The numbers of the pair by `AGREEMENT_COLUMNS`."""
         a, b = self.networks
-        n = len(self.seeds)
-        medians = [float(np.median(x)) for x in (self.between, *self.own, self.other)]
-        cosines = [float(np.median(x)) for x in (self.cosine, self.cosine_centred, self.cosine_other)]
-        return [
-            len(a.images), len(b.images), a.kimg, b.kimg, n, *medians, *self.interval(), self.nearer / n,
-            *wilson_interval(self.nearer, n), *cosines, self.common, str(a.run.path), str(b.run.path),
-        ]  # fmt: skip
+        difference, low, high = self.interval()
+        share_low, share_high = wilson_interval(self.nearer, len(self.seeds))
+        per_latent = {
+            "between": self.between, "own": self.mean_own, "own_a": self.own[0], "own_b": self.own[1],
+            "other": self.other, "cosine": self.cosine, "cosine_centred": self.cosine_centred,
+            "cosine_other_centred": self.cosine_other,
+        }  # fmt: skip
+        found = {name: float(np.median(x)) for name, x in per_latent.items()} | {
+            "size_a": len(a.images), "size_b": len(b.images), "kimg_a": a.kimg, "kimg_b": b.kimg,
+            "images": len(self.seeds), "difference": difference, "ci_low": low, "ci_high": high,
+            "share_nearer": self.nearer / len(self.seeds), "share_ci_low": share_low, "share_ci_high": share_high,
+            "common": self.common, "run_a": str(a.run.path), "run_b": str(b.run.path),
+        }  # fmt: skip
+        for name in DRAWN:
+            found[f"{name}_q1"], found[f"{name}_q3"] = (float(q) for q in np.quantile(per_latent[name], [0.25, 0.75]))
+        return {name: found[name] for name in AGREEMENT_COLUMNS}
+
+
+def read_agreement_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The numbers of each pair, as `Agreement.row` gives them, from a table of emm.py agreement.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such table.
+    OSError
+        If it cannot be read.
+    """
+    counts, names = {"size_a", "size_b", "images", "common"}, {"run_a", "run_b"}
+    with reading_table(path, "emm.py agreement"):
+        rows = [
+            {
+                key: row[key] if key in names else (int if key in counts else float)(row[key])
+                for key in AGREEMENT_COLUMNS
+            }
+            for row in read_csv(path)
+        ]
+        for row in rows:
+            if min(row["size_a"], row["size_b"], row["images"]) < 1 or not all(
+                row[f"{name}_q1"] <= row[name] <= row[f"{name}_q3"] and math.isfinite(row[f"{name}_q3"])
+                for name in DRAWN
+            ):
+                raise ValueError("numbers that are none of an agreement")
+        if not rows:
+            raise ValueError("no rows")
+    return rows
 
 
 def open_network(run_dir: str | os.PathLike, kimg: int | None, device: torch.device | str) -> Network:
@@ -187,17 +236,9 @@ def compare_networks(
 
 def agreement_record(found: Agreement) -> dict[str, Any]:
     """As plain data."""
-    quartiles = {
-        name: [float(q) for q in np.quantile(x, [0.25, 0.5, 0.75])]
-        for name, x in [
-            ("between", found.between), ("own_a", found.own[0]), ("own_b", found.own[1]), ("other", found.other),
-            ("cosine", found.cosine), ("cosine_centred", found.cosine_centred), ("cosine_other", found.cosine_other),
-        ]
-    }  # fmt: skip
     return {
-        **dict(zip(AGREEMENT_COLUMNS, found.row())),
+        **found.row(),
         "interval": f"95 %, of the median over latents; bootstrap, {REPLICATES} replicates",
-        "quartiles": quartiles,
         "snapshots": [n.path.name for n in found.networks],
         "seeds_of_training": [n.run.options.get("seed") for n in found.networks],
         "notes": list(found.notes),

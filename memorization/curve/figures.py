@@ -322,59 +322,74 @@ def format_size(size: float) -> str:
 _PAIR = {"between": "#0072B2", "own": "#C8372D", "other": "#6e6e6e"}
 
 
-def agreement_figure(found: Sequence[Agreement], path: str | os.PathLike, *, title: str | None = None) -> None:
-    """Of one pair: images for equal latents above, the distributions of the distances below.
+_PAIR_LABELS = {"between": "between the two networks", "own": "to the nearest own training image",
+                "other": "between different latents"}  # fmt: skip
 
-    Of several pairs: medians of the distances with the quartiles, and of the cosine, over |D|.
+
+def agreement_figure(found: Agreement, path: str | os.PathLike, *, title: str | None = None) -> None:
+    """Of one pair of networks: images for equal latents above, the distributions of the distances below.
+
+    Raises
+    ------
+    ValueError
+        If the suffix of `path` is no format that can be drawn.
+    """
+    check_format(path)
+    fig = Figure(figsize=(6.9, 5.4), dpi=200, layout="constrained")
+    top, ax = fig.subplots(2, 1, height_ratios=(1, 1.25))
+    _latent_grid(top, found)
+    distances = {"between": found.between, "own": np.concatenate(found.own), "other": found.other}
+    bins = np.linspace(0, max(x.max() for x in distances.values()) or 1, 41)
+    for name, x in distances.items():
+        weights = np.full(len(x), 100 / len(x))
+        ax.hist(
+            x, bins, weights=weights, histtype="stepfilled", color=_PAIR[name], alpha=0.45, label=_PAIR_LABELS[name]
+        )
+    ax.set_xlabel("distance (root mean square of pixels, 0 to 255)")
+    ax.set_ylabel("pairs of images (%)")
+    _finish_agreement(fig, [ax], path, title)
+
+
+def agreements_figure(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, title: str | None = None) -> None:
+    """Of several pairs (`Agreement.row`): medians of the distances with the quartiles, and of the cosine, over |D|.
 
     Raises
     ------
     ValueError
         If there is no pair, or the suffix of `path` is no format that can be drawn.
     """
-    if not found:
+    if not rows:
         raise ValueError("There is no pair of networks to draw.")
     check_format(path)
-    labels = {"between": "between the two networks", "own": "to the nearest own training image",
-              "other": "between different latents"}  # fmt: skip
-    each = [{"between": f.between, "own": np.mean(f.own, axis=0), "other": f.other} for f in found]
-    if len(found) == 1:
-        fig = Figure(figsize=(6.9, 5.4), dpi=200, layout="constrained")
-        top, ax = fig.subplots(2, 1, height_ratios=(1, 1.25))
-        _latent_grid(top, found[0])
-        each[0]["own"] = np.concatenate(found[0].own)  # of both networks
-        bins = np.linspace(0, max(x.max() for x in each[0].values()) or 1, 41)
-        for name, x in each[0].items():
-            weights = np.full(len(x), 100 / len(x))
-            ax.hist(x, bins, weights=weights, histtype="stepfilled", color=_PAIR[name], alpha=0.45, label=labels[name])
-        ax.set_xlabel("distance (root mean square of pixels, 0 to 255)")
-        ax.set_ylabel("pairs of images (%)")
-        axes = [ax]
-    else:
-        fig = Figure(figsize=(8.6, 3.6), dpi=200, layout="constrained")
-        ax, right = fig.subplots(1, 2)
-        order = np.argsort([len(f.networks[0].images) for f in found], kind="stable")
-        sizes = np.array([len(found[i].networks[0].images) for i in order], dtype=np.float64)
-        for name, marker in zip(labels, "osD"):
-            low, median, high = np.array([np.quantile(each[i][name], [0.25, 0.5, 0.75]) for i in order]).T
-            ax.plot(sizes, median, color=_PAIR[name], marker=marker, label=labels[name])
-            ax.fill_between(sizes, low, high, color=_PAIR[name], alpha=0.15, linewidth=0)
-        ax.set_ylabel("distance (RMS of pixels, 0 to 255)")
-        ax.set_ylim(0, None)
-        for name, values in (("between", "cosine_centred"), ("other", "cosine_other")):
-            low, median, high = np.array([np.quantile(getattr(found[i], values), [0.25, 0.5, 0.75]) for i in order]).T
-            right.plot(sizes, median, color=_PAIR[name], marker="o")
-            right.fill_between(sizes, low, high, color=_PAIR[name], alpha=0.15, linewidth=0)
-        right.set_ylabel("cosine, mean training image subtracted")
-        axes = [ax, right]
-        for each_ax in axes:
-            each_ax.set_xscale("log")
-            each_ax.set_xticks(readable_ticks(sizes) if len(set(sizes)) > 1 else sizes[:1])
-            each_ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x)))
-            each_ax.xaxis.set_minor_locator(NullLocator())
-            each_ax.set_xlabel("training images of each network |D|")
-    for each_ax in axes:
-        quiet(each_ax)
+    fig = Figure(figsize=(8.6, 3.6), dpi=200, layout="constrained")
+    ax, right = fig.subplots(1, 2)
+    rows = sorted(rows, key=lambda row: row["size_a"])
+    sizes = np.array([row["size_a"] for row in rows], dtype=np.float64)
+
+    def draw(to: Axes, name: str, colour: str, marker: str, label: str | None = None) -> None:
+        low, median, high = (np.array([row[key] for row in rows]) for key in (f"{name}_q1", name, f"{name}_q3"))
+        to.plot(sizes, median, color=colour, marker=marker, label=label)
+        to.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
+
+    for (name, label), marker in zip(_PAIR_LABELS.items(), "osD"):
+        draw(ax, name, _PAIR[name], marker, label)
+    draw(right, "cosine_centred", _PAIR["between"], "o")
+    draw(right, "cosine_other_centred", _PAIR["other"], "o")
+    ax.set_ylabel("distance (RMS of pixels, 0 to 255)")
+    ax.set_ylim(0, None)
+    right.set_ylabel("cosine, mean training image subtracted", fontsize=9)
+    for each_ax in (ax, right):
+        each_ax.set_xscale("log")
+        each_ax.set_xticks(readable_ticks(sizes) if len(set(sizes)) > 1 else sizes[:1])
+        each_ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_size(x)))
+        each_ax.xaxis.set_minor_locator(NullLocator())
+        each_ax.set_xlabel("training images of each network |D|")
+    _finish_agreement(fig, [ax, right], path, title)
+
+
+def _finish_agreement(fig: Figure, axes: Sequence[Axes], path: str | os.PathLike, title: str | None) -> None:
+    for ax in axes:
+        quiet(ax)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=8, ncols=3)
     if title:
         fig.suptitle(title, fontsize=11)

@@ -2,10 +2,10 @@
 
     python -m memorization.search.learning_rate RUN...    prints the rate; the losses go to stderr
 
-The RUNs differ in --lr alone. The rule: the rate whose loss, averaged over the last quarter of the training, is the
-lowest. A run whose loss was not finite there, or that ended by it, is out. R_mem is not looked at, and need not have
-been measured: a factor whose values want different rates is compared at the rate that trains each best, not at the one
-that memorizes most.
+The RUNs differ in --lr alone, apart from how they were run (--compile, --workers, ...). The rule: the rate whose loss,
+averaged over the last quarter of the training, is the lowest. A run whose loss was not finite there, or that ended by
+it, is out. R_mem is not looked at, and need not have been measured: a factor whose values want different rates is
+compared at the rate that trains each best, not at the one that memorizes most.
 """
 
 import sys
@@ -17,11 +17,11 @@ import click
 
 from dnnlib.cli import report_errors
 from dnnlib.limits import parse_json
-from memorization.runs import OPTIONS, Run
+from memorization.runs import HOW_RUN, OPTIONS, Run
 from training.run.state import has_diverged, read_run_state
 
 LAST = 0.25  # of the training: what the loss is averaged over
-_FREE = {"lr", "outdir", "resume", "desc"}  # options in which the runs may differ
+_FREE = {"lr", "outdir", "resume", "desc"} | HOW_RUN  # options in which the runs may differ
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def tried(folder, rate, losses, state="complete", reason="", **command):
 
 
 def test_the_lowest_loss_of_the_last_quarter_wins(run_cli, tmp_path):
-    """Not the lowest loss ever, nor that of the whole training; a run that diverged is out, one that was compiled is not."""
+    """Not the lowest loss ever, nor that of the whole training; a run that diverged is out, a compiled one is not."""
     early = tried(tmp_path / "a", 1e-2, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9])
     late = tried(tmp_path / "b", 2e-3, [9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 0.6, 0.8], compile=True)
     gone = tried(tmp_path / "c", 1.0, [1.0, float("nan")], state="failed", reason=LOST)

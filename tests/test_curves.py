@@ -555,6 +555,21 @@ def test_legend_names_every_line(tmp_path):
         assert f"<!-- {label} -->" in text
 
 
+def test_lines_of_one_size_stand_beside_each_other(tmp_path):
+    """Over the values; at one |D| their intervals would hide each other."""
+    study(tmp_path / "runs", {8: [0.8], 16: [0.9], 32: [0.95]}, sizes=(16,))
+    lines, _ = curve_lines(points(tmp_path / "runs"), "num_channels")
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = []
+        patch.setattr("memorization.curve.figures.save_figure", lambda fig, path: drawn.append(fig))
+        curve_figure(lines, tmp_path / "c.png", by="num_channels")
+    [ax] = drawn[0].axes
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["8", "16", "32"]
+    x, y = ax.containers[0].lines[0].get_data()
+    assert list(x) == [0, 1, 2] and y == pytest.approx([80, 90, 95])
+    assert ax.get_xlabel() == "num_channels, |D| = 16; intervals of the images only"
+
+
 @pytest.mark.parametrize("values", [list(range(9)), list("abcdefghi"), [True, False]])
 def test_lines_can_be_told_apart(values):
     """Each has its own marker and colour; neighbours differ in grey, or in dashes."""

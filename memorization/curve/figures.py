@@ -34,9 +34,9 @@ def curve_figure(
 ) -> None:
     """Draw R_mem in % over |D| on a logarithmic axis, a line per value, with intervals, the level and EMM.
 
-    Where a line crosses the level, a dotted line leads down to its EMM. Of a single line EMM stands above the figure,
-    of several in the legend. The suffix of `path` chooses the format (png, pdf, svg, ...); the file appears complete
-    or not at all.
+    Several lines of one and the same |D| are drawn over their values instead. Where a line crosses the level, a dotted
+    line leads down to its EMM. Of a single line EMM stands above the figure, of several in the legend. The suffix of
+    `path` chooses the format (png, pdf, svg, ...); the file appears complete or not at all.
 
     Raises
     ------
@@ -51,6 +51,9 @@ def curve_figure(
         raise ValueError("There are no lines to draw; measure at least one run first.")
     check_format(path)
     several = len(lines) > 1
+    if several and len({p.size for line in lines for p in line.points}) == 1:
+        _over_values(lines, path, by, title)
+        return
     labels = [f"{line.name}:  {line.emm.place}  {line.emm_interval}" for line in lines]
     fig = _figure(labels)
     ax = fig.subplots()
@@ -86,6 +89,28 @@ def curve_figure(
         ax.set_title(f"{lines[0].emm}  {lines[0].emm_interval}", loc="right", color=_RED, fontsize=10)
         title = title or (f"{by} = {lines[0].name}" if by else None)
     _title(fig, ax, title, beside_legend=several)
+    save_figure(fig, path)
+
+
+def _over_values(lines: Sequence[Line], path: str | os.PathLike, by: str | None, title: str | None) -> None:
+    """R_mem of each line, all at one |D|, over the values of the factor in their order."""
+    fig = _figure([])
+    ax = fig.subplots()
+    names, points = [line.name for line in lines], [line.points[0] for line in lines]
+    factor = f"{by}, " if by and by != "folder" else ""
+    known = "; intervals of the images only" if any(line.images_only for line in lines) else ""
+    _ratio_axis(ax, f"{factor}|D| = {points[0].size}{known}")
+    _level_line(ax, 100 * lines[0].emm.level)
+    ratio = 100 * np.array([p.ratio for p in points])
+    error = np.abs(100 * np.array([p.interval for p in points]).T - ratio)  # [2, values], down and up
+    ax.errorbar(
+        range(len(lines)), ratio, yerr=error, fmt="o", color=_COLORS[0], capsize=3, elinewidth=1.1, zorder=3
+    )  # fmt: skip
+    ax.set_xlim(-0.6, len(lines) - 0.4)
+    slanted = len(lines) * max(map(len, names)) > 60
+    ax.set_xticks(range(len(lines)), names, rotation=30 if slanted else 0, ha="right" if slanted else "center")
+    if title:
+        ax.set_title(textwrap.fill(title, 52), fontsize=11)
     save_figure(fig, path)
 
 

@@ -559,7 +559,7 @@ def agreement(
     for path in (table, record):
         check_file(path)
     target = distributed.init(device)
-    found, rows = [], []
+    found = []
     try:
         click.echo(heading)
         for pair in zip(runs[::2], runs[1::2]):
@@ -568,8 +568,7 @@ def agreement(
                 *networks, seeds, batch=batch, sampler_kwargs=sampler_kwargs, device=target, allow_common=allow_common
             )
             found.append(f)
-            rows.append(f.row())
-            click.echo(agreement_line(rows[-1]))
+            click.echo(agreement_line(f.row))
     finally:
         distributed.shutdown()
     for note in dict.fromkeys(note for f in found for note in f.notes):
@@ -577,8 +576,8 @@ def agreement(
     if len(found) == 1:
         agreement_figure(found[0], out, title=title)
     else:
-        agreements_figure(rows, out, title=title)
-    write_csv(AGREEMENT_COLUMNS, [row.values() for row in rows], table)
+        agreements_figure([f.row for f in found], out, title=title)
+    write_csv(AGREEMENT_COLUMNS, [f.row.values() for f in found], table)
     sampler = {key: str(v) if v == float("inf") else v for key, v in sampler_kwargs.items() if v is not None}
     write_record(
         record, command=sys.argv, pairs=[agreement_record(f) for f in found], seeds=format_int_list(seeds),

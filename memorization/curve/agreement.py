@@ -17,6 +17,7 @@ Kadkhodaie, Guth, Simoncelli & Mallat, "Generalization in diffusion models arise
 representations", ICLR 2024, arXiv:2310.02557.
 """
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -99,6 +100,7 @@ class Agreement:
         """Latents whose two images are nearer to each other than each is to its nearest training image."""
         return int((self.between < np.minimum(*self.own)).sum())
 
+    @functools.cached_property
     def row(self) -> dict[str, Any]:
         """The numbers of the pair by `AGREEMENT_COLUMNS`."""
         a, b = self.networks
@@ -237,7 +239,7 @@ def compare_networks(
 def agreement_record(found: Agreement) -> dict[str, Any]:
     """As plain data."""
     return {
-        **found.row(),
+        **found.row,
         "interval": f"95 %, of the median over latents; bootstrap, {REPLICATES} replicates",
         "snapshots": [n.path.name for n in found.networks],
         "seeds_of_training": [n.run.options.get("seed") for n in found.networks],

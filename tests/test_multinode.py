@@ -152,7 +152,7 @@ def test_sbatch_queues_again_what_a_signal_stopped(slurm, digits_zip, tmp_path):
 @pytest.mark.slow
 def test_submitting_a_factor(slurm, tmp_path):
     env = slurm | {"SCALE": "small", "SIZES": "10 20", "WIDTHS": "8 16", "DATASETS": str(tmp_path / "data")}
-    env |= {"OUT": str(tmp_path / "out")}
+    env |= {"RATES": "2e-3 5e-3 1e-2", "OUT": str(tmp_path / "out")}
     text = run(["scripts/slurm/submit_factor.sh", "scripts/model_width.sh", "--partition=gpu"], env)
     assert "Submitted 4 runs as job 102, the curve as job 103." in text
     assert "Submitted 6 runs that choose learning rates as job 101." in text

@@ -101,7 +101,10 @@ def test_command(tmp_path, run_cli):
     assert "draws a table as it is" in run_cli(cli.main, [*args_again, "--steps=3"], code=2).stderr
     assert "Give either" in run_cli(cli.main, [*args_again, *pair], code=2).stderr
     lines = table.read_text().splitlines()
-    for damaged in (lines[:1], [lines[0], lines[1].replace("8,8,", "8,0,", 1)], ["a,b", "1,2"], lines[:1] + ["8,8"]):
+    nan = lines[1].replace(str(found["ci_low"]), "nan")
+    none_left = lines[1].replace("8,8,", "8,0,", 1)
+    assert lines[1] not in (nan, none_left)
+    for damaged in (lines[:1], [lines[0], none_left], [lines[0], nan], ["a,b", "1,2"], lines[:1] + ["8,8"]):
         table.write_text("\n".join(damaged))
         assert "is no table that emm.py agreement has written" in run_cli(cli.main, args_again, code=1).stderr
     table.write_text("\n".join(lines[:2]))

@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -568,6 +569,8 @@ def test_lines_of_one_size_stand_beside_each_other(tmp_path):
     x, y = ax.containers[0].lines[0].get_data()
     assert list(x) == [0, 1, 2] and y == pytest.approx([80, 90, 95])
     assert ax.get_xlabel() == "num_channels, |D| = 16; intervals of the images only"
+    curve_figure([replace(lines[0], name=r"a$\frac$b"), *lines[1:]], tmp_path / "c.png")  # a name, no formula
+    assert (tmp_path / "c.png").exists()
 
 
 @pytest.mark.parametrize("values", [list(range(9)), list("abcdefghi"), [True, False]])

@@ -142,10 +142,9 @@ def read_agreement_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
             for row in read_csv(path)
         ]
         for row in rows:
-            if min(row["size_a"], row["size_b"], row["images"]) < 1 or not all(
-                row[f"{name}_q1"] <= row[name] <= row[f"{name}_q3"] and math.isfinite(row[f"{name}_q3"])
-                for name in DRAWN
-            ):
+            finite = all(math.isfinite(value) for key, value in row.items() if key not in names)
+            ordered = all(row[f"{name}_q1"] <= row[name] <= row[f"{name}_q3"] for name in DRAWN)
+            if not (finite and ordered and min(row["size_a"], row["size_b"], row["images"]) > 0):
                 raise ValueError("numbers that are none of an agreement")
         if not rows:
             raise ValueError("no rows")

@@ -108,7 +108,10 @@ def _over_values(lines: Sequence[Line], path: str | os.PathLike, by: str | None,
     )  # fmt: skip
     ax.set_xlim(-0.6, len(lines) - 0.4)
     slanted = len(lines) * max(map(len, names)) > 60
-    ax.set_xticks(range(len(lines)), names, rotation=30 if slanted else 0, ha="right" if slanted else "center")
+    ax.set_xticks(
+        range(len(lines)), [textwrap.fill(name, 18) for name in names], rotation=30 if slanted else 0,
+        ha="right" if slanted else "center", parse_math=False,
+    )  # fmt: skip
     if title:
         ax.set_title(textwrap.fill(title, 52), fontsize=11)
     save_figure(fig, path)

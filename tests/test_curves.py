@@ -192,6 +192,20 @@ def test_a_curve_that_crosses_several_times_says_so(tmp_path):
     assert 16 < line.emm.size < 33  # not the last of them, which noise pushes up
 
 
+def test_a_fit_that_misses_the_ratios_says_so(tmp_path):
+    """Digits, 8 channels, three seeds: 10 images were trained too briefly, so that the curve is bent there."""
+    for size, counts in [(10, (480, 475, 469)), (20, (479, 446, 458)), (40, (255, 307, 306))]:
+        for seed, memorized in enumerate(counts):
+            write_run(tmp_path / "bent" / f"{size}-{seed}", size, [memorized], 500, seed=seed)
+    line = curve_lines(points(tmp_path / "bent"))[0][0]
+    assert line.points[1].ratio > 0.9 > line.points[2].ratio and line.emm.size < 20
+    assert any("pass 90 % between |D| = 20 and 40, the curve fitted to all sizes does not" in x for x in line.notes)
+    linear = curve_lines(points(tmp_path / "bent"), interpolation="linear")[0][0]
+    assert 20 < linear.emm.size < 22 and not any("does not" in note for note in linear.notes)
+    straight = curve_lines(points(study(tmp_path / "straight", {16: [0.98, 0.94, 0.8]}, (10, 20, 40), (1, 2))))[0][0]
+    assert 20 < straight.emm.size < 40 and not any("does not" in note for note in straight.notes)
+
+
 def test_bad_lines(tmp_path):
     runs = points(study(tmp_path, {16: [0.9, 0.8]}))
     with pytest.raises(ValueError, match="no runs"):

@@ -1,6 +1,7 @@
 """Lines of the study's figures: R_mem over |D| with its EMM, and over the training; one per value of a factor."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,12 @@ class Line:
         if self.crossings > 1:
             how = "a falling curve fitted to all sizes" if self.interpolation == "logit" else "the last of them"
             found.append(f"the ratios pass {level} {self.crossings} times from size to size; EMM is read off {how}")
+        elif gap := self._missed_gap():
+            found.append(
+                f"the ratios pass {level} between |D| = {gap[0]} and {gap[1]}, the curve fitted to all sizes does not: "
+                "noise, or no straight line of logit R_mem in log |D|, as where small sets are trained too briefly; "
+                "sizes nearer to the level tell, and --interpolation=linear reads the ratios"
+            )
         if self.images_only:
             several = any(point.runs > 1 for point in self.points)
             why = "from these runs" if several else "with one run of each size"
@@ -99,6 +106,16 @@ class Line:
         if self.interpolation == "linear":
             found.append("EMM is read off straight lines in log |D|, as published; its interval is that of the fit")
         return found
+
+    def _missed_gap(self) -> tuple[int, int] | None:
+        """The two sizes between which the ratios pass the level, once, if the EMM of the fit does not lie there."""
+        sizes, level = [point.size for point in self.points], self.emm.level
+        read = emm_estimate(sizes, [point.ratio for point in self.points], level)
+        if self.crossings != 1 or read.verdict != "at" or self.interpolation != "logit":
+            return None
+        after = bisect_right(sizes, read.size)
+        low, high = sizes[after - 1], sizes[after]
+        return None if self.emm.verdict == "at" and low <= self.emm.size <= high else (low, high)
 
     @property
     def differing(self) -> list[str]:
@@ -347,6 +364,16 @@ class Trajectory:
     @property
     def num_runs(self) -> int:
         return len(self.runs) or self.read_runs
+
+    def _missed_gap(self) -> tuple[int, int] | None:
+        """The two sizes between which the ratios pass the level, once, if the EMM of the fit does not lie there."""
+        sizes, level = [point.size for point in self.points], self.emm.level
+        read = emm_estimate(sizes, [point.ratio for point in self.points], level)
+        if self.crossings != 1 or read.verdict != "at" or self.interpolation != "logit":
+            return None
+        after = bisect_right(sizes, read.size)
+        low, high = sizes[after - 1], sizes[after]
+        return None if self.emm.verdict == "at" and low <= self.emm.size <= high else (low, high)
 
     @property
     def differing(self) -> list[str]:

@@ -8,7 +8,7 @@ paper)
     LABELS=${LABELS:-"none true random-1 random-10 random-50 random-100 random-500 random-1000 unique"}
     ;;
 medium)
-    SIZES=${SIZES:-"50 100 200"}
+    SIZES=${SIZES:-50}
     LABELS=${LABELS:-"none true random-10 unique"}
     ;;
 small)

@@ -5,7 +5,7 @@ source "$(dirname "$0")/study.sh"
 CLASSES=${CLASSES:-"1 2 5 10"}
 case $SCALE in
 paper) SIZES=${SIZES:-"500 1000 2000 3000 5000"} ;;
-medium) SIZES=${SIZES:-"50 100 200"} ;;
+medium) SIZES=${SIZES:-50} ;;
 small) SIZES=${SIZES:-"20 40 80"} ;;
 esac
 

@@ -20,7 +20,7 @@ paper)
     fi
     ;;
 medium)
-    SIZES=${SIZES:-"50 100 200"} CLASS=${CLASS:-7} ALPHAS=${ALPHAS:-"0 0.5 1"}
+    SIZES=${SIZES:-50} CLASS=${CLASS:-7} ALPHAS=${ALPHAS:-"0 0.5 1"}
     MIX=${MIX:-$SOURCE} MIX_CLASS=${MIX_CLASS:-5}
     ;;
 small)

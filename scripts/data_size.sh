@@ -4,7 +4,7 @@
 source "$(dirname "$0")/study.sh"
 case $SCALE in
 paper) SIZES=${SIZES:-"500 1000 2000 3000 4000 5000"} ;;
-medium) SIZES=${SIZES:-"50 100 200 400 800"} ;;
+medium) SIZES=${SIZES:-"50 100 200"} ;;
 small) SIZES=${SIZES:-"10 20 40 80 160"} ;;
 esac
 

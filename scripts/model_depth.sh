@@ -5,7 +5,7 @@
 source "$(dirname "$0")/study.sh"
 case $SCALE in
 paper) SIZES=${SIZES:-"500 1000 2000 3000 4000 5000"} DEPTHS=${DEPTHS:-"2 4 6 8 10 12"} ;;
-medium) SIZES=${SIZES:-"50 100 200"} DEPTHS=${DEPTHS:-"1 2 3"} RATES=${RATES:-"1e-3 2e-3 4e-3"} ;;
+medium) SIZES=${SIZES:-50} DEPTHS=${DEPTHS:-"1 2 3"} RATES=${RATES:-"2.5e-4 5e-4 1e-3"} ;;
 small) SIZES=${SIZES:-"20 40 80"} DEPTHS=${DEPTHS:-"1 2 3"} RATES=${RATES:-"6.25e-4 1.25e-3 2.5e-3 5e-3 1e-2"} ;;
 esac
 

@@ -5,7 +5,7 @@ source "$(dirname "$0")/study.sh"
 EMBEDDINGS=${EMBEDDINGS:-"positional fourier"}
 case $SCALE in
 paper) SIZES=${SIZES:-"500 1000 2000 3000 4000 5000"} DEPTHS=${DEPTHS:-"2 4"} ;;
-medium) SIZES=${SIZES:-"50 100 200 400"} DEPTHS=${DEPTHS:-2} ;;
+medium) SIZES=${SIZES:-"50 100"} DEPTHS=${DEPTHS:-2} ;;
 small) SIZES=${SIZES:-"20 40 80"} DEPTHS=${DEPTHS:-1} ;;
 esac
 

@@ -6,7 +6,7 @@
 #   DATASETS       dataset zips, shared by all factors        [datasets/$SCALE]; one of another SOURCE is made anew
 #   SOURCE         labelled images to draw the sets from      [CIFAR-10's archive; Fashion-MNIST's; digits]
 #   SIZES, SEEDS   |D| of the runs; training seeds            [per factor; 1024, at medium scale "1 2 3"]
-#   DURATION       epochs / 20                                [2000; 30; 60]
+#   DURATION       epochs / 20                                [2000; 120; 60]
 #   STEPS          instead: steps, the same for every |D|; 1000 images at least
 #   SAMPLES        images per measured snapshot               [10000; 1000; 1000]
 #   NPROC, JOBS    processes per run; runs at a time          [8, 1; 1, 2; 1, 2]
@@ -41,13 +41,13 @@ paper)
     ;;
 medium)
     # Between the others: published depth, resolutions (16, 8, 4) and skip connections, half of the published channels
-    # and no dropout, with small batches as at small scale. 600 epochs are 1,900 steps at |D| = 50 and 30,000 at 800 (small
-    # scale: 1,500 at 20; paper scale: 78,000 at 1000). README.md has the learning rate's why.
+    # and no dropout, with small batches as at small scale. 2400 epochs are 7,500 steps at |D| = 50 and 30,000 at 200 (small
+    # scale: 1,500 at 20; paper scale: 78,000 at 1000). README.md has the why of the epochs and of the learning rate.
     export SOURCE=${SOURCE:-/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz}
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} SEEDS=${SEEDS:-1 2 3}
-    export DURATION=${DURATION:-30} SAMPLES=${SAMPLES:-1000} NPROC=${NPROC:-1} JOBS=${JOBS:-2}
+    export DURATION=${DURATION:-120} SAMPLES=${SAMPLES:-1000} NPROC=${NPROC:-1} JOBS=${JOBS:-2}
     basic="--num-channels=64 --cres=1,1,1 --num-blocks=2 --attn-resolutions=8 --dropout=0 --augment=0 --batch=16"
-    basic="$basic --lr=2e-3 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=auto"
+    basic="$basic --lr=5e-4 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=auto"
     sample="--batch=250 --device=auto"
     images=--resolution=16x16
     shape=${other:+16,,} shape=${shape:-16,1,10}

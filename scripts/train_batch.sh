@@ -4,7 +4,7 @@
 source "$(dirname "$0")/study.sh"
 case $SCALE in
 paper) SIZES=${SIZES:-"1000 2000 3000"} BATCHES=${BATCHES:-"128 256 384 512 640 768 896"} LR_PER_IMAGE=2e-4/512 ;;
-medium) SIZES=${SIZES:-"50 100 200"} BATCHES=${BATCHES:-"8 16 32"} LR_PER_IMAGE=2e-3/16 ;;
+medium) SIZES=${SIZES:-50} BATCHES=${BATCHES:-"8 16 32"} LR_PER_IMAGE=5e-4/16 ;;
 small) SIZES=${SIZES:-"20 40 80"} BATCHES=${BATCHES:-"8 16 32"} LR_PER_IMAGE=1e-2/16 ;;
 esac
 

@@ -4,7 +4,7 @@
 source "$(dirname "$0")/study.sh"
 case $SCALE in
 paper) SIZES=${SIZES:-"1000 2000 3000"} RATIOS=${RATIOS:-"0.99929 0.999 0.99 0.9 0.8 0.5 0.2 0.1 0"} ;;
-medium) SIZES=${SIZES:-"50 100 200"} RATIOS=${RATIOS:-"0.99929 0.99 0.9 0"} ;;
+medium) SIZES=${SIZES:-50} RATIOS=${RATIOS:-"0.99929 0.99 0.9 0"} ;;
 small) SIZES=${SIZES:-"20 40 80"} RATIOS=${RATIOS:-"0.99929 0.99 0.9 0"} ;;
 esac
 

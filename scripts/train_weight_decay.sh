@@ -7,7 +7,7 @@ paper)
     SIZES=${SIZES:-"1000 2000 3000"}
     DECAYS=${DECAYS:-"0 1e-5 1e-4 1e-3 1e-2 2e-2 5e-2 8e-2 1e-1"}
     ;;
-medium) SIZES=${SIZES:-"50 100 200"} DECAYS=${DECAYS:-"0 1e-4 1e-2"} ;;
+medium) SIZES=${SIZES:-50} DECAYS=${DECAYS:-"0 1e-4 1e-2"} ;;
 small) SIZES=${SIZES:-"20 40 80"} DECAYS=${DECAYS:-"0 1e-4 1e-2"} ;;
 esac
 

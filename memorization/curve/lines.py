@@ -109,9 +109,11 @@ class Line:
 
     def _missed_gap(self) -> tuple[int, int] | None:
         """The two sizes between which the ratios pass the level, once, if the EMM of the fit does not lie there."""
-        sizes, level = [point.size for point in self.points], self.emm.level
-        read = emm_estimate(sizes, [point.ratio for point in self.points], level)
-        if self.crossings != 1 or read.verdict != "at" or self.interpolation != "logit":
+        if self.crossings != 1 or self.interpolation != "logit":
+            return None
+        sizes = [point.size for point in self.points]
+        read = emm_estimate(sizes, [point.ratio for point in self.points], self.emm.level)
+        if read.verdict != "at":  # the ratios rise
             return None
         after = bisect_right(sizes, read.size)
         low, high = sizes[after - 1], sizes[after]
@@ -364,16 +366,6 @@ class Trajectory:
     @property
     def num_runs(self) -> int:
         return len(self.runs) or self.read_runs
-
-    def _missed_gap(self) -> tuple[int, int] | None:
-        """The two sizes between which the ratios pass the level, once, if the EMM of the fit does not lie there."""
-        sizes, level = [point.size for point in self.points], self.emm.level
-        read = emm_estimate(sizes, [point.ratio for point in self.points], level)
-        if self.crossings != 1 or read.verdict != "at" or self.interpolation != "logit":
-            return None
-        after = bisect_right(sizes, read.size)
-        low, high = sizes[after - 1], sizes[after]
-        return None if self.emm.verdict == "at" and low <= self.emm.size <= high else (low, high)
 
     @property
     def differing(self) -> list[str]:

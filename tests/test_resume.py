@@ -29,6 +29,7 @@ from training import fingerprint, training_loop
 from training.dataset import ImageFolderDataset
 from training.fingerprint import array_sha256, dataset_sha256
 from training.run import checkpoint
+from training.run.run_dir import open_run_dir
 from training.run.state import read_run_state, write_run_state
 from training.run.stats_log import StatsLog
 from training.snapshots.snapshot import list_snapshots
@@ -205,10 +206,19 @@ def test_latest_is_the_beginning_of_a_new_run_and_the_end_of_a_complete_one(whol
     assert content == {path.name: path.read_bytes() for path in run_dir.iterdir() if path.name != "run-state.json"}
     assert "raise --duration" in run_cli(train.main, [*args[:-1], f"--resume={run_dir / names[1]}"], code=1).stderr
 
-    # It can be made longer.
+    # It can be made longer, and then ends as one that was asked for that at once.
     out = run_cli(train.main, [*args, "--duration=4"]).output
     assert f"Continuing from {run_dir / names[1]}." in out
     assert [line["Progress/tick"]["mean"] for line in stats(run_dir)] == [0, 1, 2, 3, 3, 4]  # the last was cut short
+    at_once = tmp_path / "at-once"
+    run_cli(train.main, [f"--outdir={at_once}", f"--data={data}", *BASE, "--duration=4"])
+    longer, straight = weights(last_snapshot(run_dir)), weights(last_snapshot(at_once))
+    assert all(torch.equal(longer[key], straight[key]) for key in straight | longer)
+
+    # Killed while it begins to go on, it is not complete: the options there are of the longer run already.
+    write_run_state(run_dir, "complete", 4.0)
+    with open_run_dir(run_dir, {"total_kimg": 5}, numbered=False):
+        assert read_run_state(run_dir) == dict(state="running", kimg=4.0, reason="")
 
 
 def test_latest_needs_the_run_folder(data, tmp_path, run_cli):

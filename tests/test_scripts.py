@@ -119,6 +119,15 @@ def test_an_interrupted_run_continues(python, tmp_path):
     shell("model_width", env | {"DURATION": "16"})
     assert first.name in (run / "job.log").read_text()
     assert json.loads((run / "run-state.json").read_text())["state"] == "complete"
+    # Of more epochs it goes on from its end, and is measured there; it is not trained for fewer.
+    text = shell("model_width", env | {"DURATION": "20"})
+    assert "goes on, duration 16.0 to 20.0" in text and text.count("goes on") == 1
+    state = json.loads((run / "run-state.json").read_text())
+    assert state["state"] == "complete" and state["kimg"] == pytest.approx(4, abs=0.1)
+    assert {json.loads(line)["kimg"] for line in (run / "mem_traj.jsonl").read_text().splitlines()} >= {state["kimg"]}
+    assert "goes on" not in shell("model_width", env | {"DURATION": "20"})
+    text = shell("model_width", env | {"DURATION": "16"}, code=123)
+    assert "was trained with other options (duration 20.0, not 16.0)" in text
 
 
 @pytest.mark.slow

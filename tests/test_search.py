@@ -20,9 +20,10 @@ from benchmarks import bench_search
 from dnnlib.locks import file_lock
 from memorization.runs import read_run, trained_nimg
 from memorization.search import job
+from memorization.search.cost import Queued, is_done
 from memorization.search.design import MIN_RUNS, bracket, candidates, fit, grid_of_same_precision, next_sizes, sides
 from memorization.search.executors import LocalExecutor, SubmititExecutor, visible_gpus
-from memorization.search.job import SearchJob, last_words, other_options
+from memorization.search.job import SearchJob, last_words, more_training, other_options
 from memorization.search.search import Plan, Range, Search, SearchSpec, choose_subset, describe_result
 from memorization.stats.crossing import fit_crossing
 from training.dataset import ImageFolderDataset
@@ -432,11 +433,28 @@ def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, capsys):
     }  # fmt: skip
     assert other_options(tmp_path, [*asked, "--lrr=1"]) == []  # train.py says it
     (tmp_path / "training_options.json").write_text(
-        json.dumps({"command": command | {"duration": 60.0, "skip_connections": [1] * 10, "num_channels": 128}})
+        json.dumps(
+            {
+                "command": command
+                | {"duration": 60.0, "total_steps": None, "skip_connections": [1] * 10, "num_channels": 128}
+            }
+        )
     )
+    # More of the same training is no other option, and a plan counts it; less is.
+    for name, text in (("run-state.json", '{"state": "complete", "kimg": 1}'), ("mem_traj.jsonl", "")):
+        (tmp_path / name).write_text(text)
+    known = "--seed=1 --cres=1,2 --batch=16 --ema=3 --lr=1e-2 --num-blocks=4 --skip-connections=1,1,1,1,1,1,1,1,1,1"
+    for duration, done, more, other in (
+        (60, True, "", []), (90, False, "duration 60.0 to 90.0", []), (30, True, "", ["duration 60.0, not 30.0"])
+    ):  # fmt: skip
+        asked = [*words[:3], "--data=y.zip", *known.split(), f"--duration={duration}"]
+        assert is_done(Queued(10, "x", "1", str(tmp_path), "8,1,10", f"{known} --duration={duration}")) == done
+        assert more_training(tmp_path, asked) == more
+        assert [text for text in other_options(tmp_path, asked) if "duration" in text] == other
+    assert more_training(tmp_path, [*words[:3], "--data=y.zip", "--total-steps=99"]) == ""  # unlike the run's 60
     before = sorted(tmp_path.iterdir())
     assert job.main([str(tmp_path), *words, "--ema=3", "--lr=1", "--then", "true"]) == 2
-    assert "other options (lr 0.01, not 1.0; " in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
+    assert "other options (lr 0.01, not 1.0)" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
 
 
 def test_a_job_that_cannot_be_started(tmp_path, capsys):

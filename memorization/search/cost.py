@@ -33,7 +33,7 @@ from dataset_utils.sources import open_source
 from dnnlib import EasyDict
 from dnnlib.cli import Float, report_errors
 from dnnlib.util import format_time
-from memorization.search.job import is_trained
+from memorization.search.job import is_trained, more_training
 from torch_utils import distributed as dist
 from torch_utils.threads import cpu_threads
 from training.precision import check_precision, prepare_denoiser
@@ -331,10 +331,13 @@ def wall_seconds(seconds: Sequence[float], jobs: int) -> float:
     return max(free)
 
 
-def is_done(run_dir: str) -> bool:
+def is_done(run: Queued) -> bool:
     """True if nothing is left to do: the training is complete and was measured."""
+    run_dir = Path(run.run_dir)
     try:
-        return is_trained(Path(run_dir)) and Path(run_dir, "mem_traj.jsonl").exists()
+        if not is_trained(run_dir) or not (run_dir / "mem_traj.jsonl").exists():
+            return False
+        return not more_training(run_dir, ["train.py", f"--outdir={run_dir}", "--data=x", *shlex.split(run.options)])
     except (OSError, ValueError):
         return False
 
@@ -397,7 +400,7 @@ def describe(
     for group in _same_runs(runs):
         train_sec, measure_sec = costs[group[0].network].seconds(group[0].size, nproc)
         seeds = " ".join(run.seed for run in group)
-        waiting = [run for run in group if not is_done(run.run_dir)]
+        waiting = [run for run in group if not is_done(run)]
         done = f" ({len(group) - len(waiting)} done)" if len(waiting) < len(group) else ""
         snapshots = costs[group[0].network].planned(group[0].size)[1]
         yield (

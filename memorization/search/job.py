@@ -3,7 +3,8 @@
     python -m memorization.search.job JOB.json
     python -m memorization.search.job RUN_DIR TRAIN... --then [MEASURE...]    writes RUN_DIR/job.json and does it
 
-The job says in JSON: `run_dir`, and the command lines `train` and `measure` (lists of words). Beside it lie
+The job says in JSON: `run_dir`, and the command lines `train` and `measure` (lists of words), and whether a complete
+run is to go on, since more training is asked for. Beside it lie
 NAME.log (what the commands print), NAME.stop (made by whoever wants the job to save its state and end) and
 NAME.exit (the exit status, once there is one). A training that is complete is not repeated, one that is not goes on
 from its newest training state. What is measured already is left to the measuring command.
@@ -27,6 +28,8 @@ from training.run.state import has_diverged, read_run_state
 
 BEGIN = "--- begun"
 EXIT_STOPPED = 75  # as of train.py: ended early, goes on when started again
+# Of train.py: how long to train. A run that is asked for more of the same one goes on from its last training state.
+LENGTHS = ("duration", "total_kimg", "total_steps")
 _POLL = 0.2  # seconds between two looks at the child and at NAME.stop
 
 
@@ -58,11 +61,12 @@ class SearchJob:
     def _run(self) -> int:
         job = json.loads(self.path.read_text(encoding="utf-8"))
         run_dir = Path(job["run_dir"])
+        trained = is_trained(run_dir) and not job.get("goes_on", False)
         with open(self.path.with_suffix(".log"), "a", encoding="utf-8") as log:
             if job["measure"]:
-                return (0 if is_trained(run_dir) else self._call(job["train"], log)) or self._call(job["measure"], log)
+                return (0 if trained else self._call(job["train"], log)) or self._call(job["measure"], log)
             # Where nothing is to be measured a run that has diverged has ended, too, and is not trained again.
-            if is_trained(run_dir) or has_diverged(read_run_state(run_dir)):
+            if trained or has_diverged(read_run_state(run_dir)):
                 return 0
             status = self._call(job["train"], log)
             return 0 if has_diverged(read_run_state(run_dir)) else status
@@ -130,45 +134,69 @@ def last_words(path: Path) -> str:
 def other_options(run_dir: Path, train: list[str], *, images: bool = False) -> list[str]:
     """Options of train.py that the run has, or would have, with another value by the command line `train`.
 
-    "lr 0.01, not 0.005", for example. Those that say how to train and not what (device, workers, ...) do not count.
-    Empty where there is no run yet, `train` is no command of train.py, or one that it refuses.
+    "lr 0.01, not 0.005", for example. Those that say how to train and not what (device, workers, ...) do not count, nor
+    does a longer training (`more_training`). Empty where there is no run yet, `train` is no command of train.py, or
+    one that it refuses.
 
     Parameters
     ----------
     images : whether to compare the training images, too; what is measured afterwards compares them itself.
     """
+    compared = _compare(run_dir, train)
+    if compared is None:
+        return []
+    from memorization.runs import HOW_RUN, NO_FACTOR
+
+    recorded, known, asked = compared
+    free = HOW_RUN | {"cbase"} | NO_FACTOR - {"seed", "total_kimg", "total_steps"}  # num_channels has cbase
+    drawn = {name for name in ("precision", "seed") if asked[name] is None}
+    found = [
+        f"{key} {_text(known[key])}, not {_text(value)}"
+        for key, value in asked.items()
+        if key in known and key not in free | drawn and value != known[key] and not _is_more(key, known, asked)
+    ]
+    if images and recorded.get("dataset_sha256") not in (None, _digest(asked)):
+        found.append("other images")
+    return found
+
+
+def more_training(run_dir: Path, train: list[str]) -> str:
+    """By how much the command line `train` is longer than the run that is there: "duration 60.0 to 120.0"; else ""."""
+    compared = _compare(run_dir, train)
+    if compared is None:
+        return ""
+    _, known, asked = compared
+    return "; ".join(f"{key} {known[key]} to {asked[key]}" for key in LENGTHS if _is_more(key, known, asked))
+
+
+def _is_more(key: str, known: dict[str, Any], asked: dict[str, Any]) -> bool:
+    values = (known.get(key), asked.get(key)) if key in LENGTHS else ()
+    return len(values) == 2 and None not in values and values[0] < values[1]
+
+
+def _compare(run_dir: Path, train: list[str]) -> tuple[dict, dict, dict] | None:
+    """What the run recorded, of that its command, and what `train` would record; None where they cannot be compared."""
     script = next((i for i, word in enumerate(train) if Path(word).name == "train.py"), None)
     try:
         recorded = json.loads((run_dir / "training_options.json").read_bytes())
         known = recorded["command"]
     except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return None
     if script is None or not isinstance(known, dict):
-        return []
+        return None
     # Only for a run that is there: they take seconds to import.
     import click
 
     import train as program
     from dnnlib import EasyDict
     from dnnlib.cli import expand_home
-    from memorization.runs import HOW_RUN, NO_FACTOR
 
     try:
         given = program.main.make_context("train", train[script + 1 :]).params
         asked = program.options_in_effect(EasyDict({name: expand_home(value) for name, value in given.items()}))
     except (click.ClickException, click.exceptions.Exit):
-        return []  # train.py says it
-    asked = json.loads(json.dumps(asked))  # lists, as they are recorded
-    free = HOW_RUN | {"cbase"} | NO_FACTOR - {"seed", "total_kimg", "total_steps"}  # num_channels has cbase
-    drawn = {name for name in ("precision", "seed") if asked[name] is None}
-    found = [
-        f"{key} {_text(known[key])}, not {_text(value)}"
-        for key, value in asked.items()
-        if key in known and key not in free | drawn and value != known[key]
-    ]
-    if images and recorded.get("dataset_sha256") not in (None, _digest(asked)):
-        found.append("other images")
-    return found
+        return None  # train.py says it
+    return recorded, known, json.loads(json.dumps(asked))  # lists, as they are recorded
 
 
 def _text(value: Any) -> str:
@@ -186,10 +214,10 @@ def _digest(options: dict[str, Any]) -> str | None:
         return None
 
 
-def write_job(path: Path, run_dir: Path, train: list[str], measure: list[str]) -> None:
-    """Write a job file; `train` and `measure` are command lines."""
+def write_job(path: Path, run_dir: Path, train: list[str], measure: list[str], goes_on: bool = False) -> None:
+    """Write a job file; `train` and `measure` are command lines, `goes_on`: train a complete run further."""
     with atomic_write(path, "w") as file:
-        json.dump(dict(run_dir=str(run_dir), train=train, measure=measure), file, indent=2)
+        json.dump(dict(run_dir=str(run_dir), train=train, measure=measure, goes_on=goes_on), file, indent=2)
 
 
 def main(argv: list[str]) -> int:
@@ -207,8 +235,10 @@ def main(argv: list[str]) -> int:
                 file=sys.stderr,
             )
             return 2
+        if more := more_training(run_dir, argv[1:then]):
+            print(f"{run_dir}: goes on, {more} (log: {run_dir / 'job.log'})", file=sys.stderr)
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_job(run_dir / "job.json", run_dir, argv[1:then], argv[then + 1 :])
+        write_job(run_dir / "job.json", run_dir, argv[1:then], argv[then + 1 :], goes_on=bool(more))
         begin(run_dir / "job.json")
     job = SearchJob(run_dir / "job.json" if given else argv[0])
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -16,7 +16,7 @@ from dnnlib.util import atomic_write, check_folder
 from torch_utils import distributed as dist
 from training.run.checkpoint import list_states
 from training.run.state import NAME as RUN_STATE
-from training.run.state import mark_failed
+from training.run.state import mark_failed, read_run_state, write_run_state
 from training.snapshots.snapshot import list_snapshots
 
 OPTIONS = "training_options.json"
@@ -145,6 +145,9 @@ def open_run_dir(planned: Path, options: dict, *, numbered: bool, overwrite: boo
             new = not exists
         if overwrite:
             clear_run(run_dir)
+        with contextlib.suppress(ValueError, OSError):  # complete by other options than those: it goes on
+            if (state := read_run_state(run_dir)) is not None and state["state"] == "complete":
+                write_run_state(run_dir, "running", state["kimg"])
         with atomic_write(run_dir / OPTIONS, "w") as file:
             json.dump(options, file, indent=2)
         return run_dir

@@ -231,10 +231,10 @@ def curve(
         warn_about(line.differing, line.name and f"{by} = {line.name}")
     if any(run.adaptive for run in selection.runs):
         notes.append("some ratios are of adaptive measurements, which stop early: sure on the side of their bar only")
+    found = effects(lines, against) if against is not None else []
     for note in notes:
         click.echo(f"Note: {note}.", err=True)
 
-    found = effects(lines, against) if against is not None else []
     print_curves(lines, by)
     if found:
         click.echo("\n".join(effect_lines(found, by)))
@@ -798,11 +798,12 @@ def list_origins(folders: tuple[str, ...], out: str | None) -> None:
 def search(**kwargs: Any) -> None:
     """Find EMM: train and measure runs of the sizes that tell most of it, until its interval is narrow enough.
 
-    Each run has a training seed of its own, is trained with train.py and TRAIN_OPTIONS, and measured with mem_ratio.py.
-    After each, a curve is fitted to all, with the spread between seeds; the next size is the one that makes EMM more
-    certain by the most per training image. DIR holds plan.json (every decision), runs/ (run folders), data/ (training
-    sets) and jobs/ (commands and logs). Interrupted, the same command goes on where it was; range, tolerance,
-    confidence and where the runs run may then be others.
+    Each run has a training seed and latents of its own (the first those of --seeds, the next as many after them), is
+    trained with train.py and TRAIN_OPTIONS, and measured with mem_ratio.py. After each, a curve is fitted to all, with
+    the spread between seeds; the next size is the one that makes EMM more certain by the most per training image. DIR
+    holds plan.json (every decision), runs/ (run folders), data/ (training sets) and jobs/ (commands and logs).
+    Interrupted, the same command goes on where it was; range, tolerance, confidence and where the runs run may then be
+    others.
 
     Examples:
 

@@ -151,20 +151,21 @@ class Run:
     @property
     def reference(self) -> str | None:
         """Dataset that the images of the best snapshot were compared with."""
-        return self._best_record.get("reference")
+        return self.best_record.get("reference")
 
     @property
     def other_reference(self) -> bool:
         """Whether that is not what the run was trained on (`mem_ratio.py --other-reference`)."""
-        return bool(self._best_record.get("other_reference"))
+        return bool(self.best_record.get("other_reference"))
 
     @property
     def sampler(self) -> dict[str, Any] | None:
         """Options of the sampler that made them."""
-        return self._best_record.get("sampler")
+        return self.best_record.get("sampler")
 
     @property
-    def _best_record(self) -> dict[str, Any]:
+    def best_record(self) -> dict[str, Any]:
+        """The record of that snapshot; empty where there is none."""
         return self.counted[self.snapshots.index(self.best)] if self.counted else {}
 
     @property

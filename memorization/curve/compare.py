@@ -1,19 +1,17 @@
 """Two measured runs: by how much their ratios differ, whether that can be chance, and what it says nothing about."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from memorization.curve.factors import differing_options
 from memorization.curve.files import write_csv
+from memorization.curve.latents import distances
 from memorization.measure.criteria import memorized
 from memorization.measure.ratio import Measurement
-from memorization.records import read_rows
-from memorization.runs import LOG, Run
+from memorization.runs import Run
 from memorization.stats.difference import Difference, independent_difference, paired_difference
 
 DISTANCE_COLUMNS = ("seed", "d1", "d2", "nearest", "second_nearest", "memorized")
@@ -126,21 +124,7 @@ def _side(run: Run, kimg: int | None) -> Side:
         known = ", ".join(str(s.kimg) for s in run.snapshots)
         raise ValueError(f'"{run.path}" was not measured at kimg {kimg}, but at {known}.')
     record = records[-1]
-    rows = None
-    if isinstance(record.get("snapshot"), str) and isinstance(record.get("seeds"), str):
-        folders: Sequence[Path] = [run.path, *(folder for folder, _ in run.before)]
-        for folder in folders:
-            found = read_rows(folder / LOG, Path(record["snapshot"]).stem, record, _seeds(record), {})
-            if found is not None and found.num_samples == record["num_samples"]:
-                rows = found
-                break
-    return Side(run, record, rows)
-
-
-def _seeds(record: dict[str, Any]) -> list[int]:
-    from dnnlib.util import parse_int_list
-
-    return parse_int_list(record["seeds"])[: record["num_samples"]]
+    return Side(run, record, distances(run, record))
 
 
 def _not_paired(a: Side, b: Side) -> str | None:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from memorization.curve.emm import Emm
 from memorization.curve.lines import GIVEN, IMAGES, CurvePoint, Line, by_size, run_counts
 from memorization.stats.effects import Cells, emm_ratio
@@ -71,7 +73,10 @@ def effects(lines: Sequence[Line], against: str) -> list[Effect]:
     cells = {(i, size): runs for i, line in enumerate(lines) for size, runs in by_size(line.runs).items()}
     index = {key: number for number, key in enumerate(cells)}
     given = base.seed_sd if base.seeds_from == GIVEN else None
-    pooled = Cells([run_counts(runs) for runs in cells.values()], [line for line, _ in cells], given)
+    counts, numbers = [run_counts(runs) for runs in cells.values()], None
+    if base.latents is not None:
+        numbers = [base.latents.numbers(runs) for runs in cells.values()]
+    pooled = Cells(counts, [line for line, _ in cells], given, numbers, _alike(lines))
     found = []
     for i, line in enumerate(lines):
         if line is base:
@@ -90,6 +95,20 @@ def effects(lines: Sequence[Line], against: str) -> list[Effect]:
         low, high = min(low, least), max(high, most)
         known = pooled.seeds_known and not (line.images_only or base.images_only)
         found.append(Effect(line, base, tuple(differences), least, most, low, high, known))
+    return found
+
+
+def _alike(lines: Sequence[Line]) -> np.ndarray:
+    """Correlation of whether runs of the same |D| and latents memorize an image, in lines and between them, [L, L]."""
+    found = np.zeros([len(lines)] * 2)
+    sizes = [by_size(line.runs) for line in lines]
+    for i, line in enumerate(lines):
+        if line.latents is None:
+            continue
+        found[i, i] = line.latents.alike(*sizes[i].values()) or 0.0
+        for j in range(i):
+            pairs = [(sizes[i][size], sizes[j][size]) for size in sizes[i] if size in sizes[j]]
+            found[i, j] = found[j, i] = line.latents.alike_between(*pairs) or 0.0
     return found
 
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from memorization.curve.emm import Emm, emm_at, emm_estimate
 from memorization.curve.factors import differing_options, factor_values, group_by, readable
+from memorization.curve.latents import Latents
 from memorization.curve.quality import QualityPoint
 from memorization.runs import Run
-from memorization.stats.bootstrap import Group, optimism, percentiles, ratio_replicates, seed_spread
+from memorization.stats.bootstrap import Group, Shared, optimism, percentiles, ratio_replicates, seed_spread
 from memorization.stats.crossing import Crossing, fit_crossing
 from memorization.stats.intervals import wilson_interval
 
@@ -61,6 +62,8 @@ class Line:
     interpolation: str = "logit"  # how `emm` is read
     fitted: Crossing | None = None  # None where the line was read from its table
     lowered: Crossing | None = None  # without the excess of the highest of several snapshots
+    latents: Latents | None = None  # of the runs of all lines; None where the line was read from its table
+    alike: float | None = None  # correlation of whether runs of the same latents memorize an image; None: no such runs
 
     @property
     def images_only(self) -> bool:
@@ -91,6 +94,16 @@ class Line:
                 f"the ratios pass {level} between |D| = {gap[0]} and {gap[1]}, the curve fitted to all sizes does not: "
                 "noise, or no straight line of logit R_mem in log |D|, as where small sets are trained too briefly; "
                 "sizes nearer to the level tell, and --interpolation=linear reads the ratios"
+            )
+        if self.alike:
+            found.append(
+                "images of the same seeds are memorized by several runs more often than by chance, and the intervals "
+                "know it"
+            )
+        if self.latents is not None and self.latents.unknown(self.runs):
+            found.append(
+                "runs were sampled from the same seeds, and the distances of their images (knn-dist) are not on disk: "
+                "the intervals take these images as independent, and are too short where they are alike; measure again"
             )
         if self.images_only:
             several = any(point.runs > 1 for point in self.points)
@@ -159,8 +172,10 @@ def curve_lines(
         raise ValueError(f"The level of EMM must lie between 0 and 1, not {level:g}; 0.9 is usual.")
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f'The interpolation is one of {", ".join(INTERPOLATIONS)}, not "{interpolation}".')
-    groups, notes = by_value(list(runs), by)
-    spreads = [_spread(group, level) for _, group in groups] if seed_sd is None else []
+    runs = list(runs)
+    groups, notes = by_value(runs, by)
+    latents = Latents(runs)
+    spreads = [_spread(group, level, latents) for _, group in groups] if seed_sd is None else []
     known = [s for s in spreads if s is not None]
     lines = []
     for i, (value, group) in enumerate(groups):
@@ -172,11 +187,13 @@ def curve_lines(
         else:
             source, prior = (OTHER_LINES, np.sum(known, axis=0)) if known else (IMAGES, None)
         sd = 0.0 if source == IMAGES else seed_sd
-        fitted = _crossing(group, level, sd, prior)
-        lowered = _crossing(group, level, sd, prior, [_optimism(run) for run in group])
+        fitted = _crossing(group, level, latents, sd, prior)
+        lowered = _crossing(group, level, latents, sd, prior, [_optimism(run) for run in group])
         spread = float(fitted.seed_sd()[0])
         known_elsewhere = spread if source in (OTHER_LINES, GIVEN) else None
-        points = curve_points(group, confidence=confidence, seed_sd=known_elsewhere, replicates=replicates, seed=seed)
+        points = curve_points(
+            group, confidence=confidence, seed_sd=known_elsewhere, replicates=replicates, seed=seed, latents=latents
+        )
         emm, low, high = _emm(points, fitted, lowered, confidence, interpolation)
         lines.append(
             Line(
@@ -194,6 +211,8 @@ def curve_lines(
                 interpolation=interpolation,
                 fitted=fitted,
                 lowered=lowered,
+                latents=latents,
+                alike=latents.alike(group),
             )
         )
     return lines, notes
@@ -215,6 +234,7 @@ def curve_points(
     seed_sd: float | None = None,  # spread between seeds, if it is known; None: from the runs
     replicates: int = REPLICATES,
     seed: int = 0,
+    latents: Latents | None = None,  # of these runs and others; None: of these
 ) -> list[CurvePoint]:
     """Average the runs of each size; ascending sizes.
 
@@ -223,8 +243,9 @@ def curve_points(
     """
     sizes = by_size(runs)
     groups = [run_counts(group) for group in sizes.values()]
-    seeds_known = seed_sd is not None or seed_spread(groups).rho is not None
-    drawn = ratio_replicates(groups, replicates, seed, seed_sd)  # [B, S]
+    shared = _shared([*sizes.values()], latents)
+    seeds_known = seed_sd is not None or seed_spread(groups, shared).rho is not None
+    drawn = ratio_replicates(groups, replicates, seed, seed_sd, shared)  # [B, S]
     points = []
     for i, (size, runs) in enumerate(sizes.items()):
         memorized, samples = groups[i]
@@ -251,16 +272,25 @@ def curve_points(
     return points
 
 
-def _spread(runs: Sequence[Run], level: float) -> np.ndarray | None:
+def _shared(groups: Sequence[Sequence[Run]], latents: Latents | None) -> Shared | None:
+    """Of the runs of each size, for `memorization.stats.bootstrap`; None where no images are alike."""
+    latents = latents or Latents([run for group in groups for run in group])
+    alike = latents.alike(*groups)
+    return (alike, [latents.numbers(group) for group in groups]) if alike else None
+
+
+def _spread(runs: Sequence[Run], level: float, latents: Latents) -> np.ndarray | None:
     """log-likelihood of the spread between seeds by the sizes that have several runs; None if that says nothing."""
-    if seed_spread([run_counts(group) for group in by_size(runs).values()]).rho is None:
+    groups = [*by_size(runs).values()]
+    if seed_spread([run_counts(group) for group in groups], _shared(groups, latents)).rho is None:
         return None
-    return _crossing(runs, level).tau_log_likelihood()[0]
+    return _crossing(runs, level, latents).tau_log_likelihood()[0]
 
 
 def _crossing(
     runs: Sequence[Run],
     level: float,
+    latents: Latents,
     seed_sd: float | None = None,
     log_prior: np.ndarray | None = None,
     lowered_by: Sequence[float] | float = 0.0,  # taken off each ratio
@@ -268,7 +298,11 @@ def _crossing(
     samples = np.array([run.num_samples for run in runs])
     memorized = np.maximum([run.num_memorized for run in runs] - np.asarray(lowered_by) * samples, 0)
     sizes = np.array([run.size for run in runs])
-    return fit_crossing(sizes, memorized, samples, level, seed_sd=seed_sd, log_prior=log_prior)
+    alike = latents.alike(runs) or 0.0
+    return fit_crossing(
+        sizes, memorized, samples, level,
+        seed_sd=seed_sd, log_prior=log_prior, alike=alike, latents=latents.numbers(runs),
+    )  # fmt: skip
 
 
 def _emm(
@@ -471,6 +505,7 @@ def line_record(line: Line) -> dict[str, Any]:
         "interval_of": "images only" if line.images_only else "EMM",
         "interpolation": line.interpolation,
         "crossings": line.crossings,
+        "alike": line.alike,
         "seed_sd": line.seed_sd,
         "seed_sd_from": None if line.images_only else line.seeds_from,
         "notes": line.notes,

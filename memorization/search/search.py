@@ -19,8 +19,9 @@ from dataset_utils.convert import source_sha256, write_dataset
 from dataset_utils.sources import is_builtin, open_source
 from dataset_utils.subsets import balanced, class_members
 from dnnlib.limits import parse_json
-from dnnlib.util import atomic_write, script_path
+from dnnlib.util import atomic_write, parse_int_list, script_path
 from memorization.curve.emm import Emm, emm_at
+from memorization.records import format_int_list
 from memorization.runs import read_run, trained_nimg
 from memorization.search.design import MIN_RUNS, bracket, fit, grid_of_same_precision, next_sizes, sides
 from memorization.search.executors import Executor, Job
@@ -135,8 +136,16 @@ class SearchSpec:
         train = [*self._script("train.py"), f"--outdir={self.run_dir(run)}", "--nosubdir", f"--data={data}"]
         train += [f"--device={self.device}", *self.train_options, f"--seed={seed}", "--resume=latest"]
         measure = [*self._script("mem_ratio.py"), f"--expdir={self.run_dir(run)}", f"--knn-ref={data}"]
-        measure += [f"--seeds={self.seeds}", f"--device={self.device}", *self.measure_options]
+        measure += [f"--seeds={self.latents(int(seed) - self.seed)}", f"--device={self.device}", *self.measure_options]
         write_job(self.job_file(run), self.run_dir(run), train, measure)
+
+    def latents(self, number: int) -> str:
+        """Seeds of the images of the search's `number`th run: as many for each run, after those of the one before.
+
+        Runs of the same latents memorize in part the same of them, and tell less of EMM together than these.
+        """
+        seeds = parse_int_list(self.seeds)
+        return format_int_list([(seed + number * (max(seeds) - min(seeds) + 1)) % (1 << 32) for seed in seeds])
 
     def _script(self, name: str) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.nproc}"]

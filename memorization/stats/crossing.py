@@ -20,7 +20,18 @@ restricted likelihood of (tau, omega) by the same linearization (Breslow & Clayt
     P(x* < x) = mean over (tau, omega) of  Phi((logit level - a - b x) / sd(a + b x)),
 
 whose quantiles for one (tau, omega) are the bounds of Fieller (1954), and which the uncertain tau widens as a t
-distribution does. That these intervals cover as they say over repeated studies was simulated:
+distribution does.
+
+Runs that are sampled from the same latents memorize, in part, the same of them, so that their counts are wrong
+together. With the correlation rho of two such runs in whether an image is memorized (`memorization.stats.alike`),
+
+    Cov(y_ij, y_kl) = rho (mu_i (1 - mu_i) / n_ij)^(1/2) (mu_k (1 - mu_k) / n_kl)^(1/2),
+
+and only 1 - rho of the variance of an image is of a run alone. The fit takes that part for the runs; what is common to
+a set of runs adds rho d d' to the covariance of a and b, where d are a and b of the line through the standard
+deviations of its runs (and zeros for the others).
+
+That these intervals cover as they say over repeated studies was simulated:
 `benchmarks/bench_emm_interval.py`, with the figures in docs/statistics.md.
 
 References
@@ -114,6 +125,8 @@ def fit_crossing(
     seed_sd: float | None = None,  # tau; None: estimated from the runs
     log_prior: np.ndarray | None = None,  # [T] on `TAUS`, added to that of tau; see `Crossing.tau_log_likelihood`
     tau_scale: float = TAU_SCALE,  # of the prior of tau; inf: flat, for runs that end where the spread looks small
+    alike: float | np.ndarray = 0.0,  # rho of runs of the same latents, 0 to below 1; or [B]
+    latents: Sequence[int] | None = None,  # [N], which latents each run has, as numbers; None: all the same
 ) -> Crossing:
     """Fit the model of this module to the runs of one curve, or of B curves at once.
 
@@ -136,6 +149,14 @@ def fit_crossing(
     if seed_sd is not None and not 0 <= seed_sd < math.inf:
         raise ValueError(f"The spread between seeds is a standard deviation >= 0 on the logit scale, not {seed_sd}.")
 
+    alike = np.atleast_1d(np.asarray(alike, dtype=np.float64))
+    if not ((alike >= 0) & (alike < 1)).all():
+        raise ValueError(f"Runs of the same latents correlate by 0 to below 1, not {alike}.")
+    latents = np.zeros(k.shape[1], dtype=int) if latents is None else np.asarray(latents)
+    if latents.shape != k.shape[1:]:
+        raise ValueError(f"The latents of {k.shape[1]} runs are needed, not of {len(latents)}.")
+    sets = (latents == np.unique(latents)[:, None]).astype(np.float64) if alike.any() else np.zeros([0, k.shape[1]])
+
     unique, index = _unique(sizes)
     taus = TAUS if seed_sd is None else np.array([float(seed_sd)])
     log_tau = np.log(np.gradient(taus) / (1 + taus / tau_scale)) if len(taus) > 1 else np.zeros(1)
@@ -143,7 +164,8 @@ def fit_crossing(
         log_tau = log_tau + log_prior - np.max(log_prior)
     tau, omega = np.repeat(taus, len(_OMEGAS)), np.tile(_OMEGAS, len(taus))
     x = np.log(unique)
-    likelihood, beta, cov = _fit(x - np.nanmean(x, axis=-1, keepdims=True), index, k, n, logit(level), tau, omega)
+    x_mid = x - np.nanmean(x, axis=-1, keepdims=True)
+    likelihood, beta, cov = _fit(x_mid, index, k, n, logit(level), tau, omega, alike[:, None, None], sets)
     weight = likelihood + np.repeat(log_tau, len(_OMEGAS)) + np.tile(np.log(_OMEGA_WEIGHTS), len(taus))
     weight = weight - np.logaddexp.reduce(weight, axis=1, keepdims=True)
     return Crossing(x, level, tau, omega, weight, likelihood, beta, cov)
@@ -168,6 +190,8 @@ def _fit(
     bar: float,  # logit of the level
     tau: np.ndarray,  # [C]
     omega: np.ndarray,  # [C]
+    alike: np.ndarray,  # [B, 1, 1] or [1, 1, 1]
+    sets: np.ndarray,  # [G, N], 1.0 for the runs of each set of latents; none if nothing is alike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Restricted log-likelihood [B, C], (a, b) [B, C, 2] and their covariance [B, C, 3]."""
     used = ~np.isnan(x)  # [S] or [B, S]
@@ -192,7 +216,7 @@ def _fit(
         mu = expit(eta)
         d = mu * (1 - mu)
         eta_run, mu_run, d_run = of_run(eta), of_run(mu), of_run(d)
-        variance = 1 / (n * d_run) + t2 * (1 - 1 / n)  # [B, C, N], of the working logit
+        variance = (1 - alike) / (n * d_run) + t2 * (1 - 1 / n)  # [B, C, N], of the working logit
         z = eta_run + (y - mu_run) / d_run
         w = 1 / variance
         w_size = np.where(used, w @ of_size, 1.0)  # [B, C, S]
@@ -212,6 +236,11 @@ def _fit(
     log_l = np.log(w).sum(-1) - np.log(w_size).sum(-1) + np.log(np.where(used, w_line, 1.0)).sum(-1) - np.log(det)
     log_l = 0.5 * (log_l - within.sum(-1) - between.sum(-1))
     cov = np.stack([s2 / det, -s1 / det, np.where(lone, 0.0, s0 / det)], axis=-1)
+    for members in sets:
+        moved = (w * members / np.sqrt(n * d_run)) @ of_size / w_size  # of each size, by one standard deviation
+        c0, c1 = (w_line * moved).sum(-1), (w_line * x * moved).sum(-1)
+        a, b = (s2 * c0 - s1 * c1) / det, np.where(lone, 0.0, (s0 * c1 - s1 * c0) / det)
+        cov = cov + alike * np.stack([a * a, a * b, b * b], axis=-1)
     return log_l, beta, cov
 
 

@@ -10,6 +10,11 @@ for exp m, and s one of `_SPREADS`. With the restricted likelihood of the deviat
 is a sum over grids. Draws of (m, s), with these of tau of both lines, and with these of logit mu_c ~ N(its estimate,
 mean v_c / K_c), give the difference of two cells and its central interval.
 
+Runs of the same latents share noise of their images (`memorization.stats.alike`): of 1 / (n q) the part 1 - rho_l is of
+a run alone, and the means of two cells have in common, with S_cg = sum over the runs of c with the latents g of
+1 / (n q)^(1/2) / K_c, the variance rho_l sum_g S_cg^2 and the covariance rho_lm sum_g S_ag S_bg, where rho_lm is the
+correlation between runs of the two lines.
+
 EMM. The crossings of two lines are independent, each with the distribution of its own fit; so the ratio of EMM has the
 distribution of the difference of their logs. What lies beyond the sizes of a line is known to lie there at best: the
 lower end takes the least, the upper end the most that it can be, 0 and infinity where nothing is known.
@@ -38,10 +43,20 @@ class Cells:
     groups : per cell the numbers of memorized and of all images of its runs.
     lines : of each cell the number of its line; cells of one line have the same spread between seeds.
     seed_sd : the spread, if it is given, standard deviation of the logit; None: from the runs.
+    latents : per cell, which latents its runs have, as numbers; None: each run its own.
+    alike : correlation of runs of the same latents, of each line and between each two, float [L, L]; with `latents`.
     """
 
-    def __init__(self, groups: Sequence[Group], lines: Sequence[int], seed_sd: float | None = None) -> None:
-        self.groups, self.lines = groups, np.asarray(lines)
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        lines: Sequence[int],
+        seed_sd: float | None = None,
+        latents: Sequence[np.ndarray] | None = None,
+        alike: np.ndarray | None = None,
+    ) -> None:
+        self.groups, self.lines, self.latents = groups, np.asarray(lines), latents
+        self.alike = np.zeros([self.lines.max() + 1] * 2) if alike is None or latents is None else np.asarray(alike)
         self.seeds_known = seed_sd is not None or any(len(k) > 1 for k, _ in groups)
         self.taus = TAUS if seed_sd is None else np.array([float(seed_sd)])
         if not self.seeds_known:
@@ -54,8 +69,8 @@ class Cells:
             self.kernels = np.exp(-0.5 * ((grid[:, None] - grid) * step / np.array(_SPREADS)[:, None, None]) ** 2)
             self.kernels /= self.kernels.sum(axis=2, keepdims=True)  # [S, M, T]: P(tau | m, s)
         log_l = np.zeros([self.lines.max() + 1, len(grid)])
-        for line, (k, n) in zip(self.lines, groups):
-            log_l[line] += self._log_likelihood(k, n)
+        for cell, line in enumerate(self.lines):
+            log_l[line] += self._log_likelihood(cell)
         self.likelihood = np.exp(log_l - log_l.max(axis=1, keepdims=True))  # [L, T]
         log_joint = np.log(self.kernels @ self.likelihood.T).sum(axis=2)  # [S, M]
         if len(grid) > 1:
@@ -74,14 +89,16 @@ class Cells:
         rng = np.random.default_rng(seed)
         s, m = np.unravel_index(rng.choice(self.joint.size, size=DRAWS, p=self.joint.ravel()), self.joint.shape)
         tau = {line: self._draw_tau(line, s, m, rng) for line in dict.fromkeys([self.lines[a], self.lines[b]])}
-        first, second = (self._draw(self.groups[c], tau[self.lines[c]], rng) for c in (a, b))
+        common = self._draw_common(a, b, rng)
+        first, second = (self._draw(c, tau[self.lines[c]], moved, rng) for c, moved in zip((a, b), common))
         low, high = np.quantile(first - second, [(1 - confidence) / 2, (1 + confidence) / 2])
         return float(low), float(high)
 
-    def _log_likelihood(self, k: np.ndarray, n: np.ndarray) -> np.ndarray:
+    def _log_likelihood(self, cell: int) -> np.ndarray:
         """Restricted, of the deviations of the runs of a cell from their mean, float [T]."""
+        k, n = self.groups[cell]
         mean = _smoothed(k, n)
-        y, w = (k / n)[:, None], 1 / self._variances(k, n)  # [K, 1], [K, T]
+        y, w = (k / n)[:, None], 1 / self._variances(cell)  # [K, 1], [K, T]
         square = (w * (y - (w * y).sum(0) / w.sum(0)) ** 2).sum(0) / (mean * (1 - mean)) ** 2
         return 0.5 * (np.log(w).sum(0) - np.log(w.sum(0)) - square)
 
@@ -91,15 +108,37 @@ class Cells:
         below /= below[..., -1:]
         return (below[s, m] < rng.random(len(m))[:, None]).sum(axis=1)
 
-    def _variances(self, k: np.ndarray, n: np.ndarray) -> np.ndarray:
-        """Of the logits of single runs, float [K, T]."""
-        mean = _smoothed(k, n)
-        return (1 / (n * mean * (1 - mean)))[:, None] + (1 - 1 / n)[:, None] * self.taus**2
+    def _variances(self, cell: int) -> np.ndarray:
+        """Of the logits of single runs, without what they share, float [K, T]."""
+        k, n = self.groups[cell]
+        mean, own = _smoothed(k, n), 1 - self.alike[self.lines[cell], self.lines[cell]]
+        return (own / (n * mean * (1 - mean)))[:, None] + (1 - 1 / n)[:, None] * self.taus**2
 
-    def _draw(self, group: Group, tau: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        k, n = group
-        sd = np.sqrt(self._variances(k, n).sum(axis=0)) / len(k)  # of the logit of the mean ratio
-        return expit(logit(_smoothed(k, n)) + sd[tau] * rng.normal(size=len(tau)))
+    def _draw_common(self, a: int, b: int, rng: np.random.Generator) -> np.ndarray:
+        """By how much the latents move the logits of the mean ratios of two cells, float [2, `DRAWS`]."""
+        moved = np.zeros([2, DRAWS])
+        own, other = (self.alike[line, line] for line in self.lines[[a, b]])
+        if self.latents is None or not max(own, other) > 0:
+            return moved
+        # With both loadings on what the two have in common, the rest of each is its own.
+        between = min(self.alike[self.lines[a], self.lines[b]], (own * other) ** 0.5)
+        loadings = (
+            [0.0, 0.0] if between == 0 else [(between * (x / y) ** 0.5) ** 0.5 for x, y in ((own, other), (other, own))]
+        )
+        for latents in np.unique(np.concatenate([self.latents[a], self.latents[b]])):
+            joint = rng.normal(size=DRAWS)
+            for i, (cell, alike) in enumerate(((a, own), (b, other))):
+                k, n = self.groups[cell]
+                mean = _smoothed(k, n)
+                scale = ((self.latents[cell] == latents) / np.sqrt(n * mean * (1 - mean))).sum() / len(k)
+                rest = max(alike - loadings[i] ** 2, 0.0) ** 0.5
+                moved[i] += scale * (loadings[i] * joint + rest * rng.normal(size=DRAWS))
+        return moved
+
+    def _draw(self, cell: int, tau: np.ndarray, moved: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        k, n = self.groups[cell]
+        sd = np.sqrt(self._variances(cell).sum(axis=0)) / len(k)  # of the logit of the mean ratio
+        return expit(logit(_smoothed(k, n)) + sd[tau] * rng.normal(size=len(tau)) + moved)
 
 
 def _smoothed(k: np.ndarray, n: np.ndarray) -> float:

@@ -1,0 +1,67 @@
+"""How alike the images of runs are that were sampled from the same latents.
+
+Two networks that are trained on the same images make, in part, the same of a latent: whether an image is memorized
+correlates between runs. Measured ratios of such runs are wrong together, and their mean is surer of the latents than of
+the ratio: with the correlation rho of two runs, of n images each, the mean of K runs has the variance
+
+    mu (1 - mu) / (n K) (1 + (K - 1) rho)    instead of    mu (1 - mu) / (n K).
+
+rho is the covariance of the indicators over all pairs of runs and latents in common, divided by the product of their
+standard deviations, sums over sums: runs that memorize all or nothing, which say nothing of it, have no weight.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+MOST = 0.95  # rho is taken to be this at most, so that some of the variance stays that of a run
+
+
+def same_latents(seeds: Sequence[np.ndarray]) -> np.ndarray:
+    """Numbers of the sets of runs that have latents in common, directly or through others.
+
+    Parameters
+    ----------
+    seeds : int [n] of each run, of the latents that its images were made from.
+
+    Returns
+    -------
+    int [K], from 0 in the order of the runs
+    """
+    found = np.arange(len(seeds))
+    for i in range(len(seeds)):
+        for j in range(i):
+            if found[i] != found[j] and np.isin(seeds[i], seeds[j]).any():
+                found[found == max(found[i], found[j])] = min(found[i], found[j])
+    return np.unique(found, return_inverse=True)[1]
+
+
+def correlation(
+    seeds: Sequence[np.ndarray], flags: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]] | None = None
+) -> float | None:
+    """Correlation of whether an image is memorized between runs of the same latents, 0 to `MOST`.
+
+    Parameters
+    ----------
+    seeds : int [n] of each run, of the latents; each seed once.
+    flags : bool [n] of each run, whether the image is memorized.
+    pairs : of runs to be compared; None: all.
+
+    Returns
+    -------
+    None if no two runs have latents in common of which both memorize some and not all.
+    """
+    if pairs is None:
+        pairs = [(i, j) for i in range(len(seeds)) for j in range(i)]
+    covariance = scale = 0.0
+    for i, j in pairs:
+        if np.array_equal(seeds[i], seeds[j]):
+            one, other = np.asarray(flags[i], dtype=float), np.asarray(flags[j], dtype=float)
+        else:
+            _, first, second = np.intersect1d(seeds[i], seeds[j], return_indices=True)
+            one, other = flags[i][first].astype(float), flags[j][second].astype(float)
+        if len(one) < 2:
+            continue
+        covariance += ((one - one.mean()) * (other - other.mean())).sum()
+        scale += len(one) * one.std() * other.std()
+    return float(np.clip(covariance / scale, 0.0, MOST)) if scale > 0 else None

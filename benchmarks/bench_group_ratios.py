@@ -1,11 +1,11 @@
-"""How often the intervals of copies by group hold the truth, and those of EMM's missed gap speak up: simulated studies.
+"""How often the intervals of copies by group hold the truth: simulated studies.
 
 Of a group of m training images the network of a seed copies each with the same probability per generated image, which
 differs between seeds by a log-normal factor of mean 1; the optimum copies each with another one. Printed are the shares
 of studies in which nominal 95 % intervals hold the expected value over all seeds, in %, with the median ratio of their
 ends: of the share of the group (`share_over_seeds`), and of the networks' copies and copied images relative to the
-optimum's (`to_optimum`). Latents of their own: networks and optimum are independent. The same latents: a network
-copies an image of the group where the optimum does, or not at all, as far as two such models can agree.
+optimum's (`to_optimum`). Own latents: networks and optimum are independent. The same latents: a network copies an image
+of the group only where the optimum does, as far as two such models can agree.
 """
 
 from types import SimpleNamespace

@@ -16,6 +16,7 @@ from memorization.runs import LOG, Run, by_settings
 from memorization.stats.intervals import poisson_interval, ratio_interval, wilson_interval
 from memorization.stats.timing import Answer, RiseFits, Timing, strata_test
 
+_Z = 1.959964  # two-sided 95 % quantile of a normal number
 FEWEST_SEEDS = 3  # from here on an interval is over training seeds
 _COUNTS = ("num_memorized", "num_nearest", "num_replayed", "num_training")
 _CONTROL = ("num_within", "held_images", "held_counted", "held_copied")
@@ -248,13 +249,18 @@ def _sum(points: Sequence[GroupPoint]) -> GroupPoint:
 
 
 def share_over_seeds(points: Sequence[GroupPoint]) -> Estimate:
-    """Share of a group at the same snapshot of several runs: over their seeds from 3 runs on, else of their images."""
+    """Share of a group at the same snapshot of several runs: over their seeds from 3 runs on, else of their images.
+
+    The interval over seeds is Student's, of the logarithm. Runs are sampled from the same latents, as a rule, and copy
+    in part the same training images from them; so the binomial error of the images of one run is added, as if all had
+    it together.
+    """
     whole = _sum(points)
-    shares = np.array([p.share for p in points])
-    if len(points) < FEWEST_SEEDS or not shares.std() > 0:
+    rates = np.array([p.num_memorized / p.num_samples for p in points])
+    if len(points) < FEWEST_SEEDS or not rates.std() > 0:
         return Estimate(whole.share, *whole.interval, "images")
-    half = _t(len(points)) * shares.std(ddof=1) / len(points) ** 0.5
-    return Estimate(whole.share, max(whole.share - half, 0.0), whole.share + half, "seeds")
+    factor = _factor(rates, _common_error(whole.num_memorized, whole.num_samples, len(points)))
+    return Estimate(whole.share, whole.share / factor, whole.share * factor, "seeds")
 
 
 def to_optimum(runs: Sequence[GroupRun], name: str) -> dict[str, Estimate] | None:
@@ -262,9 +268,9 @@ def to_optimum(runs: Sequence[GroupRun], name: str) -> dict[str, Estimate] | Non
 
     Both are ratios of the networks' rate to that of the optimum of the same training set, generated from as many seeds.
     From 3 runs on the interval is Student's over seeds, of the logarithm, with the binomial error of the optimum's
-    copies; with fewer, or where runs do not differ or a count is 0, Koopman's score interval of the two counts, which
-    knows of images only. Both take networks and optimum as independent, though they start from the same latents. None
-    where the optimum of a run was not measured.
+    copies and, of copies, that of `share_over_seeds`; with fewer, or where runs do not differ or a count is 0,
+    Koopman's score interval of the two counts, which knows of images only. Both take networks and optimum as
+    independent, though they start from the same latents. None where the optimum of a run was not measured.
     """
     if not all(name in run.optimum for run in runs):
         return None
@@ -276,19 +282,36 @@ def to_optimum(runs: Sequence[GroupRun], name: str) -> dict[str, Estimate] | Non
         "copies": [(p.num_memorized, p.num_samples) for p in (*ends, end, optimum)],
         "copied": [(p.num_replayed, p.num_training) for p in (*ends, end, optimum)],
     }
-    return {key: _relative(*pairs) for key, pairs in counts.items()}
+    common = _common_error(end.num_memorized, end.num_samples, len(runs))
+    return {key: _relative(*pairs, common=common if key == "copies" else 0.0) for key, pairs in counts.items()}
 
 
-def _relative(*pairs: tuple[int, int]) -> Estimate:
-    """(successes, n) of each run, of all together, and of the optimum -> the ratio of the last two."""
+def _relative(*pairs: tuple[int, int], common: float) -> Estimate:
+    """(successes, n) of each run, of all together, and of the optimum -> the ratio of the last two.
+
+    `common` is the relative variance of what the runs have in common.
+    """
     *each, (k, n), (best, total) = pairs
     value = float("nan") if best == 0 else k / n / (best / total)
     rates = np.array([successes / size for successes, size in each])
     if len(each) < FEWEST_SEEDS or not rates.std() > 0 or 0 in (k, best):
         return Estimate(value, *ratio_interval(k, n, best, total), "images")
-    variance = rates.var(ddof=1) / len(each) / rates.mean() ** 2 + (1 - best / total) / best
-    factor = float(np.exp(_t(len(each)) * variance**0.5))
+    factor = _factor(rates, common + (1 - best / total) / best)
     return Estimate(value, value / factor, value * factor, "seeds")
+
+
+def _common_error(memorized: int, samples: int, runs: int) -> float:
+    """Relative variance of a rate by the images of one of several runs, whose counts are given together."""
+    return (1 - memorized / samples) / memorized * runs if memorized else 0.0
+
+
+def _factor(rates: np.ndarray, variance: float) -> float:
+    """By what the mean of the rates of runs is multiplied and divided; `variance` is a further relative one, known.
+
+    Both parts as half widths of the logarithm, Student's and normal, added in squares.
+    """
+    students = _t(len(rates)) ** 2 * rates.var(ddof=1) / len(rates) / rates.mean() ** 2
+    return float(np.exp((students + _Z**2 * variance) ** 0.5))
 
 
 def _t(count: int) -> float:

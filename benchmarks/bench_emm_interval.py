@@ -12,6 +12,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.special import expit, logit
 
+from memorization.curve.emm import emm_at, missed_gap
 from memorization.stats.crossing import fit_crossing
 from memorization.stats.simulation import mean_crossing
 
@@ -71,19 +72,39 @@ def coverage(
     return float(((low <= truth) & (truth <= high)).mean()), float(np.median(high - low))
 
 
+def missed_gaps(name: str, seeds: int, tau: float, images: int, *, studies: int, seed: int = 0) -> tuple[float, float]:
+    """How often emm.py curve notes that the fit misses the gap of the ratios, of lines whose EMM may lie anywhere.
+
+    Returns the share of studies, and how far the true EMM then is from the nearest size, in the median of log |D|.
+    """
+    sizes, shape = curve(name)
+    rng, found = np.random.default_rng(seed), []
+    moved = rng.uniform(np.log(sizes[0]), np.log(sizes[-1]), studies) - true_crossing(name, 0)
+    size = np.repeat(np.array(sizes, dtype=np.float64), seeds)
+    p = expit(shape(np.log(size) - moved[:, None]) + tau * rng.normal(size=(studies, len(size))))
+    counts = rng.binomial(images, p)
+    fitted = fit_crossing(size, counts, np.full(p.shape, images), LEVEL).quantile(0.5)
+    for ratios, log_emm, shift in zip((counts / images).reshape(studies, -1, seeds).mean(axis=2), fitted, moved):
+        if missed_gap(sizes, ratios, emm_at(np.array(sizes), log_emm, LEVEL)):
+            found.append(np.abs(np.log(sizes) - shift - true_crossing(name, 0)).min())
+    return len(found) / studies, float(np.median(found)) if found else float("nan")
+
+
 @click.command()
 @click.option("--studies", help="Simulated studies of each", metavar="INT", type=click.IntRange(min=1), default=500)
 @click.option("--images", help="Images of each run; several allowed", multiple=True, type=int, default=(1000, 10_000))
 @click.option("--other-curves", help="Also a crossing between sizes, and published curves", is_flag=True)
-def main(studies: int, images: tuple[int, ...], other_curves: bool) -> None:
+@click.option("--gaps", help="Instead: how often the fit misses the gap of the ratios, with EMM anywhere", is_flag=True)
+def main(studies: int, images: tuple[int, ...], other_curves: bool, gaps: bool) -> None:
     """Print coverage in % and median length of nominal 95 % intervals, for runs per size and spreads of seeds."""
     taus = (0, 0.1, 0.2, 0.3, 0.5)
+    find = missed_gaps if gaps else coverage
     click.echo("| curve | images | runs per size | " + " | ".join(f"tau {tau:g}" for tau in taus) + " |")
     click.echo("| --- " * (3 + len(taus)) + "|")
     for name in GRIDS | (OTHERS if other_curves else {}):
         for n in images:
             for seeds in (2, 3, 5):
-                cells = [coverage(name, seeds, tau, n, studies=studies) for tau in taus]
+                cells = [find(name, seeds, tau, n, studies=studies) for tau in taus]
                 text = " | ".join(f"{100 * covered:.1f} ({length:.3f})" for covered, length in cells)
                 click.echo(f"| {name} | {n} | {seeds} | {text} |")
 

@@ -114,3 +114,20 @@ def emm_at(sizes: np.ndarray, log_size: float, level: float) -> Emm:
             Emm(float(np.max(sizes)), "at least", level) if log_size > 0 else Emm(float(np.min(sizes)), "below", level)
         )
     return Emm(math.exp(log_size), "at", level)
+
+
+def missed_gap(sizes: Sequence[float], ratios: Sequence[float], emm: Emm) -> tuple[float, float] | None:
+    """The two sizes between which the ratios fall below the level, once, if an EMM that was fitted does not lie there.
+
+    Parameters
+    ----------
+    sizes : |D|, ascending.
+    ratios : mean ratio of each size.
+    emm : of the fit.
+    """
+    above = [ratio >= emm.level for ratio in ratios]
+    if sum(a != b for a, b in zip(above, above[1:])) != 1 or not above[0]:
+        return None
+    after = above.index(False)
+    low, high = sizes[after - 1], sizes[after]
+    return None if emm.verdict == "at" and low <= emm.size <= high else (low, high)

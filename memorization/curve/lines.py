@@ -1,7 +1,6 @@
 """Lines of the study's figures: R_mem over |D| with its EMM, and over the training; one per value of a factor."""
 
 import json
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memorization.curve.emm import Emm, emm_at, emm_estimate
+from memorization.curve.emm import Emm, emm_at, emm_estimate, missed_gap
 from memorization.curve.factors import differing_options, factor_values, group_by, readable
 from memorization.curve.latents import Latents
 from memorization.curve.quality import QualityPoint
@@ -86,10 +85,11 @@ class Line:
     def notes(self) -> list[str]:
         """Sentences on what was assumed or cannot be known, without a full stop."""
         level, found = f"{100 * self.emm.level:g} %", []
+        sizes, ratios = [point.size for point in self.points], [point.ratio for point in self.points]
         if self.crossings > 1:
             how = "a falling curve fitted to all sizes" if self.interpolation == "logit" else "the last of them"
             found.append(f"the ratios pass {level} {self.crossings} times from size to size; EMM is read off {how}")
-        elif gap := self._missed_gap():
+        elif self.interpolation == "logit" and (gap := missed_gap(sizes, ratios, self.emm)):
             found.append(
                 f"the ratios pass {level} between |D| = {gap[0]} and {gap[1]}, the curve fitted to all sizes does not: "
                 "noise, or no straight line of logit R_mem in log |D|, as where small sets are trained too briefly; "
@@ -119,18 +119,6 @@ class Line:
         if self.interpolation == "linear":
             found.append("EMM is read off straight lines in log |D|, as published; its interval is that of the fit")
         return found
-
-    def _missed_gap(self) -> tuple[int, int] | None:
-        """The two sizes between which the ratios pass the level, once, if the EMM of the fit does not lie there."""
-        if self.crossings != 1 or self.interpolation != "logit":
-            return None
-        sizes = [point.size for point in self.points]
-        read = emm_estimate(sizes, [point.ratio for point in self.points], self.emm.level)
-        if read.verdict != "at":  # the ratios rise
-            return None
-        after = bisect_right(sizes, read.size)
-        low, high = sizes[after - 1], sizes[after]
-        return None if self.emm.verdict == "at" and low <= self.emm.size <= high else (low, high)
 
     @property
     def differing(self) -> list[str]:

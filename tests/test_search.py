@@ -402,6 +402,17 @@ def test_job_trains_once(tmp_path, monkeypatch):
     assert (tmp_path / "x.exit").read_text() == "0\n"
 
 
+def test_each_run_has_latents_of_its_own(folder):
+    spec = make_spec(folder, seeds="0-63")
+    assert [spec.latents(number) for number in (0, 1, 3)] == ["0-63", "64-127", "192-255"]
+    assert make_spec(folder, seeds="5,7-8").latents(2) == "13,15-16"
+    assert make_spec(folder, seeds=f"{2**32 - 2}-{2**32 - 1}").latents(1) == "0-1"  # seeds have 32 bits
+    for number, size in enumerate((16, 16)):
+        run = spec.run(size, number)
+        spec.prepare(run, size)
+        assert f"--seeds={spec.latents(number)}" in json.loads(spec.job_file(run).read_text())["measure"]
+
+
 def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, capsys):
     command = {"lr": 0.01, "seed": 1, "cres": [1, 2], "device": "cuda", "ema": 3.0, "duration": 60.0, "batch": 16}
     words = [

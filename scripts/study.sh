@@ -21,8 +21,8 @@
 #   TASK=N         only the N-th run, from 1 (for the arrays of scripts/slurm); with PART=rates of the runs that choose rates
 #
 # A dataset, a run or a measurement that is done is not done again; an interrupted run continues from its last
-# training state, and one of which more epochs or steps are asked for from its end, as if it had been asked for them at
-# once. A run that was trained on another dataset than is there now, or with other options, is refused. Options given in
+# training state, and one of which more epochs or steps are asked for from its end, to the weights that it would have had
+# at once. A run that was trained on another dataset than is there now, or with other options, is refused. Options given in
 # TRAIN come last, so they win. What a run printed is in its job.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

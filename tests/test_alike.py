@@ -16,6 +16,7 @@ from memorization.stats.alike import MOST, correlation, same_latents
 from memorization.stats.bootstrap import ratio_replicates, seed_spread
 from memorization.stats.crossing import fit_crossing
 from memorization.stats.effects import Cells
+from memorization.stats.intervals import wilson_interval
 from memorization.stats.simulation import draw_alike
 
 
@@ -26,9 +27,10 @@ def test_the_correlation_is_that_of_the_indicators():
     seeds = np.arange(400)
     known = np.corrcoef(a, b)[0, 1]
     assert correlation([seeds, seeds], [a, b]) == pytest.approx(known) and 0.3 < known < 0.6
-    assert correlation([seeds, seeds + 200], [a, np.roll(b, -200)]) == pytest.approx(
-        np.corrcoef(a[200:], np.roll(b, -200)[:200])[0, 1]
-    )
+    assert correlation([seeds, seeds], [a, a]) == MOST
+    # A tenth of the latents in common: the counts correlate as much less, by 100 / (1000 100)^(1/2).
+    long, short = rng.random(1000) < 0.5, np.arange(100)
+    assert correlation([np.arange(1000), short], [long, long[:100]]) == pytest.approx(0.1**0.5, rel=0.1)
     assert correlation([seeds, seeds, seeds], [a, a, ~a], [(0, 1)]) == MOST
     assert correlation([seeds, seeds], [a, ~a]) == 0  # it is taken for no worse than independent
     assert correlation([seeds, seeds], [a, np.ones(400, dtype=bool)]) is None  # all memorized: nothing is said
@@ -136,10 +138,11 @@ def test_the_curve_finds_it(run_cli, tmp_path):
     flags = draw_alike(np.repeat([0.95, 0.8], 3)[None], 500, 0.8, 0.0, rng)[0]
     same, own = ["0-499"] * 6, [f"{500 * i}-{500 * i + 499}" for i in range(6)]
     result, line = curve(study(tmp_path / "same", flags, same, sizes), run_cli)
-    assert "more often than by chance, and the intervals know it" in result.stderr and "knn-dist" not in result.stderr
+    assert "the intervals allow for it" in result.stderr and "knn-dist" not in result.stderr
     runs = [read_run(path) for path in sorted((tmp_path / "same").iterdir())]
     latents = Latents(runs)
     assert line["alike"] == latents.alike(runs) == pytest.approx(correlation([np.arange(500)] * 6, list(flags)))
+    assert line["alike_of_one_size"] == latents.alike(runs[:3], runs[3:])
     assert latents.alike(runs[:3], runs[3:]) > line["alike"] > latents.alike_between((runs[:3], runs[3:]))
 
     result, apart = curve(study(tmp_path / "own", flags, own, sizes), run_cli)
@@ -158,7 +161,7 @@ def test_other_latents_by_another_way(tmp_path):
     """Another sampler or another image size makes other latents of the same seed; a damaged record says nothing."""
     flags = np.random.default_rng(4).random([4, 100]) < 0.8
     folder = study(tmp_path / "runs", flags, ["0-99"] * 4, [20] * 4)
-    for name, change in (("20-1", {"sampler": {"num_steps": 9}}), ("20-2", {"seeds": "from 0 to 99"})):
+    for name, change in (("20-1", {"sampler": {"num_steps": 9}}), ("20-2", {"seeds": None})):
         path = folder / name / "mem_traj.jsonl"
         path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
     path = folder / "20-3" / "training_options.json"
@@ -167,3 +170,14 @@ def test_other_latents_by_another_way(tmp_path):
     path.write_text(json.dumps(options))
     runs = [read_run(path) for path in sorted(folder.iterdir())]
     assert len(set(Latents(runs).numbers(runs))) == 4
+
+
+def test_where_nearly_all_is_memorized_images_are_not_counted_thrice(run_cli, tmp_path):
+    """Three runs that memorize all but the same images tell of one: nothing can be said of seeds there."""
+    flags = np.repeat(np.arange(1000)[None] > 0, 3, axis=0)
+    result, line = curve(study(tmp_path / "same", flags, ["0-999"] * 3, [20] * 3), run_cli)
+    (point,) = line["points"]
+    worth = 3000 / 2.9  # rho is taken to be 0.95 at most: 1 + 2 * 0.95
+    assert point["ci_low"] == pytest.approx(wilson_interval(0.999 * worth, worth)[0], rel=1e-6)
+    _, apart = curve(study(tmp_path / "own", flags, ["0-999", "1000-1999", "2000-2999"], [20] * 3), run_cli)
+    assert apart["points"][0]["ci_low"] == pytest.approx(wilson_interval(2997, 3000)[0], rel=1e-6)

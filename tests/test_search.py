@@ -452,7 +452,9 @@ def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, capsys):
         )
     )
     # More of the same training is no other option, and a plan counts it; less is.
-    for name, text in (("run-state.json", '{"state": "complete", "kimg": 1}'), ("mem_traj.jsonl", "")):
+    recorded = json.loads((tmp_path / "training_options.json").read_text())
+    files = {"run-state.json": '{"state": "complete", "kimg": 1}', "mem_traj.jsonl": "", "training-state-000001.pt": ""}
+    for name, text in files.items():
         (tmp_path / name).write_text(text)
     known = "--seed=1 --cres=1,2 --batch=16 --ema=3 --lr=1e-2 --num-blocks=4 --skip-connections=1,1,1,1,1,1,1,1,1,1"
     for duration, done, more, other in (
@@ -462,7 +464,17 @@ def test_a_run_with_other_options_is_not_taken_for_done(tmp_path, capsys):
         assert is_done(Queued(10, "x", "1", str(tmp_path), "8,1,10", f"{known} --duration={duration}")) == done
         assert more_training(tmp_path, asked) == more
         assert [text for text in other_options(tmp_path, asked) if "duration" in text] == other
+    longer = [*words[:3], "--data=y.zip", *known.split(), "--duration=90"]
     assert more_training(tmp_path, [*words[:3], "--data=y.zip", "--total-steps=99"]) == ""  # unlike the run's 60
+    # Without its state, or ended early by an option, it cannot go on.
+    state = tmp_path / "training-state-000001.pt"
+    state.unlink()
+    assert more_training(tmp_path, longer) == "" and "duration 60.0, not 90.0" in other_options(tmp_path, longer)
+    state.touch()
+    (tmp_path / "training_options.json").write_text(json.dumps(recorded | {"total_nimg": 2000}))
+    assert more_training(tmp_path, longer) == "" and "duration 60.0, not 90.0" in other_options(tmp_path, longer)
+    (tmp_path / "training_options.json").write_text(json.dumps(recorded | {"total_nimg": 1000}))
+    assert more_training(tmp_path, longer) == "duration 60.0 to 90.0"
     before = sorted(tmp_path.iterdir())
     assert job.main([str(tmp_path), *words, "--ema=3", "--lr=1", "--then", "true"]) == 2
     assert "other options (lr 0.01, not 1.0)" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before

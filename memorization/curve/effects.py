@@ -105,7 +105,8 @@ def _alike(lines: Sequence[Line]) -> np.ndarray:
     for i, line in enumerate(lines):
         if line.latents is None:
             continue
-        found[i, i] = line.latents.alike(*sizes[i].values()) or 0.0
+        within = line.latents.alike(*sizes[i].values())
+        found[i, i] = (line.alike if within is None else within) or 0.0  # of one run per size: of all sizes together
         for j in range(i):
             pairs = [(sizes[i][size], sizes[j][size]) for size in sizes[i] if size in sizes[j]]
             found[i, j] = found[j, i] = line.latents.alike_between(*pairs) or 0.0

@@ -102,7 +102,9 @@ def _seeds(record: dict[str, Any]) -> list[int]:
     """The seeds of the images that a record counts; none where it does not say them."""
     from dnnlib.util import parse_int_list
 
+    if not isinstance(record.get("seeds"), str):
+        return []
     try:
         return parse_int_list(record["seeds"])[: record["num_samples"]]
-    except (KeyError, TypeError, ValueError):
+    except ValueError:
         return []

@@ -13,7 +13,15 @@ from memorization.curve.factors import differing_options, factor_values, group_b
 from memorization.curve.latents import Latents
 from memorization.curve.quality import QualityPoint
 from memorization.runs import Run
-from memorization.stats.bootstrap import Group, Shared, optimism, percentiles, ratio_replicates, seed_spread
+from memorization.stats.bootstrap import (
+    Group,
+    Shared,
+    independent_part,
+    optimism,
+    percentiles,
+    ratio_replicates,
+    seed_spread,
+)
 from memorization.stats.crossing import Crossing, fit_crossing
 from memorization.stats.intervals import wilson_interval
 
@@ -97,8 +105,8 @@ class Line:
             )
         if self.alike:
             found.append(
-                "images of the same seeds are memorized by several runs more often than by chance, and the intervals "
-                "know it"
+                "runs that were sampled from the same seeds memorize in part the same of them (`alike` in the record); "
+                "the intervals allow for it"
             )
         if self.latents is not None and self.latents.unknown(self.runs):
             found.append(
@@ -240,8 +248,9 @@ def curve_points(
         ratio = float((memorized / samples).mean())
         if seeds_known:
             low, high = percentiles(drawn[:, i], confidence)
-        else:  # the images of all runs are alike
-            low, high = wilson_interval(int(memorized.sum()), int(samples.sum()), confidence)
+        else:
+            part = independent_part(samples, shared, i)  # as so many independent images
+            low, high = wilson_interval(part * memorized.sum(), part * samples.sum(), confidence)
         excess = float(np.mean([_optimism(run) for run in runs]))
         points.append(
             CurvePoint(
@@ -494,6 +503,7 @@ def line_record(line: Line) -> dict[str, Any]:
         "interpolation": line.interpolation,
         "crossings": line.crossings,
         "alike": line.alike,
+        "alike_of_one_size": None if line.latents is None else line.latents.alike(*by_size(line.runs).values()),
         "seed_sd": line.seed_sd,
         "seed_sd_from": None if line.images_only else line.seeds_from,
         "notes": line.notes,

@@ -24,6 +24,7 @@ from typing import Any
 
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
+from training.run.checkpoint import list_states
 from training.run.state import has_diverged, read_run_state
 
 BEGIN = "--- begun"
@@ -148,12 +149,13 @@ def other_options(run_dir: Path, train: list[str], *, images: bool = False) -> l
     from memorization.runs import HOW_RUN, NO_FACTOR
 
     recorded, known, asked = compared
+    longer = _lengths(run_dir, compared)
     free = HOW_RUN | {"cbase"} | NO_FACTOR - {"seed", "total_kimg", "total_steps"}  # num_channels has cbase
     drawn = {name for name in ("precision", "seed") if asked[name] is None}
     found = [
         f"{key} {_text(known[key])}, not {_text(value)}"
         for key, value in asked.items()
-        if key in known and key not in free | drawn and value != known[key] and not _is_more(key, known, asked)
+        if key in known and key not in free | drawn and value != known[key] and key not in longer
     ]
     if images and recorded.get("dataset_sha256") not in (None, _digest(asked)):
         found.append("other images")
@@ -161,17 +163,27 @@ def other_options(run_dir: Path, train: list[str], *, images: bool = False) -> l
 
 
 def more_training(run_dir: Path, train: list[str]) -> str:
-    """By how much the command line `train` is longer than the run that is there: "duration 60.0 to 120.0"; else ""."""
+    """By how much the command line `train` is longer than the run that is there: "duration 60.0 to 120.0"; else "".
+
+    A complete run cannot go on if it has no training state any more, or ended before its time by an option.
+    """
     compared = _compare(run_dir, train)
     if compared is None:
         return ""
     _, known, asked = compared
-    return "; ".join(f"{key} {known[key]} to {asked[key]}" for key in LENGTHS if _is_more(key, known, asked))
+    return "; ".join(f"{key} {known[key]} to {asked[key]}" for key in _lengths(run_dir, compared))
 
 
-def _is_more(key: str, known: dict[str, Any], asked: dict[str, Any]) -> bool:
-    values = (known.get(key), asked.get(key)) if key in LENGTHS else ()
-    return len(values) == 2 and None not in values and values[0] < values[1]
+def _lengths(run_dir: Path, compared: tuple[dict, dict, dict]) -> list[str]:
+    """Which of `LENGTHS` are asked to be more, of a run that can go on."""
+    recorded, known, asked = compared
+    more = [key for key in LENGTHS if None not in (known.get(key), asked.get(key)) and known[key] < asked[key]]
+    if more and is_trained(run_dir):
+        total = recorded.get("total_nimg")
+        early = isinstance(total, int | float) and 1000 * read_run_state(run_dir)["kimg"] < total
+        if early or not list_states(run_dir):
+            return []
+    return more
 
 
 def _compare(run_dir: Path, train: list[str]) -> tuple[dict, dict, dict] | None:

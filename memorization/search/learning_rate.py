@@ -18,6 +18,7 @@ import click
 from dnnlib.cli import report_errors
 from dnnlib.limits import parse_json
 from memorization.runs import HOW_RUN, OPTIONS, Run
+from memorization.search.job import LENGTHS
 from training.run.state import has_diverged, read_run_state
 
 LAST = 0.25  # of the training: what the loss is averaged over
@@ -70,6 +71,8 @@ def try_rates(runs: Sequence[Run]) -> list[Rate]:
 
 
 def _differs(key: str, a: Run, b: Run) -> bool:
+    if key in LENGTHS and (has_diverged(a.state) or has_diverged(b.state)):
+        return False  # one that has diverged does not go on where the others do
     return key not in _FREE and a.command.get(key) != b.command.get(key)
 
 

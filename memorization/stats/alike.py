@@ -6,8 +6,10 @@ the ratio: with the correlation rho of two runs, of n images each, the mean of K
 
     mu (1 - mu) / (n K) (1 + (K - 1) rho)    instead of    mu (1 - mu) / (n K).
 
-rho is the covariance of the indicators over all pairs of runs and latents in common, divided by the product of their
-standard deviations, sums over sums: runs that memorize all or nothing, which say nothing of it, have no weight.
+rho is the covariance of the indicators, summed over all pairs of runs and the latents that they have in common, divided
+by the sum of (n_j n_l)^(1/2) times the product of their standard deviations: the correlation of their counts, which is
+less than that of their indicators where only a part of the latents is common. Runs that memorize all or nothing, which
+say nothing of it, have no weight.
 """
 
 from collections.abc import Sequence
@@ -39,7 +41,7 @@ def same_latents(seeds: Sequence[np.ndarray]) -> np.ndarray:
 def correlation(
     seeds: Sequence[np.ndarray], flags: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]] | None = None
 ) -> float | None:
-    """Correlation of whether an image is memorized between runs of the same latents, 0 to `MOST`.
+    """Correlation of the counts of memorized images of runs of the same latents, 0 to `MOST`.
 
     Parameters
     ----------
@@ -54,14 +56,13 @@ def correlation(
     if pairs is None:
         pairs = [(i, j) for i in range(len(seeds)) for j in range(i)]
     covariance = scale = 0.0
+    any_common = False
     for i, j in pairs:
-        if np.array_equal(seeds[i], seeds[j]):
-            one, other = np.asarray(flags[i], dtype=float), np.asarray(flags[j], dtype=float)
-        else:
+        one, other = np.asarray(flags[i], dtype=float), np.asarray(flags[j], dtype=float)
+        scale += (len(one) * len(other)) ** 0.5 * one.std() * other.std()
+        first = second = slice(None)
+        if not np.array_equal(seeds[i], seeds[j]):
             _, first, second = np.intersect1d(seeds[i], seeds[j], return_indices=True)
-            one, other = flags[i][first].astype(float), flags[j][second].astype(float)
-        if len(one) < 2:
-            continue
-        covariance += ((one - one.mean()) * (other - other.mean())).sum()
-        scale += len(one) * one.std() * other.std()
-    return float(np.clip(covariance / scale, 0.0, MOST)) if scale > 0 else None
+        any_common = any_common or len(one[first]) > 0
+        covariance += ((one[first] - one.mean()) * (other[second] - other.mean())).sum()
+    return float(np.clip(covariance / scale, 0.0, MOST)) if any_common and scale > 0 else None

@@ -132,6 +132,12 @@ def _common(samples: np.ndarray, shared: Shared | None, i: int) -> float:
     return float(alike * (pairs / np.sqrt(samples[:, None] * samples)).sum())
 
 
+def independent_part(samples: np.ndarray, shared: Shared | None, i: int) -> float:
+    """Share of the images of the group `i` that as many independent images would be worth, 0..1."""
+    own = float((1 / samples).sum())
+    return own / (own + _common(samples, shared, i))
+
+
 def optimism(memorized: np.ndarray, samples: np.ndarray, points: int = 512) -> float:
     """How much higher the highest of several measured ratios is, on average, than the highest true one, at most.
 

@@ -3,14 +3,15 @@
 import numpy as np
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a binomial proportion.
 
     With p = successes / n and z the two-sided normal quantile of `confidence`,
 
         (p + z^2/2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n).
 
-    Unlike p -+ z sqrt(p (1 - p) / n) it stays within 0..1 and has a width at p = 0 and p = 1.
+    Unlike p -+ z sqrt(p (1 - p) / n) it stays within 0..1 and has a width at p = 0 and p = 1. Neither number need be
+    whole.
 
     Returns
     -------

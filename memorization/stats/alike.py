@@ -30,12 +30,14 @@ def same_latents(seeds: Sequence[np.ndarray]) -> np.ndarray:
     -------
     int [K], from 0 in the order of the runs
     """
-    found = np.arange(len(seeds))
-    for i in range(len(seeds)):
-        for j in range(i):
-            if found[i] != found[j] and np.isin(seeds[i], seeds[j]).any():
-                found[found == max(found[i], found[j])] = min(found[i], found[j])
-    return np.unique(found, return_inverse=True)[1]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    run, seed = np.repeat(np.arange(len(seeds)), [len(own) for own in seeds]), np.concatenate([*seeds, []])
+    order = np.argsort(seed, kind="stable")
+    run, linked = run[order], np.flatnonzero(np.diff(seed[order]) == 0)  # neighbours of the same seed
+    links = coo_array((np.ones(len(linked)), (run[linked], run[linked + 1])), shape=(len(seeds), len(seeds)))
+    return connected_components(links, directed=False)[1]
 
 
 def correlation(

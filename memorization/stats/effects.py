@@ -120,11 +120,10 @@ class Cells:
         own, other = (self.alike[line, line] for line in self.lines[[a, b]])
         if self.latents is None or not max(own, other) > 0:
             return moved
-        # With both loadings on what the two have in common, the rest of each is its own.
+        # What the two have in common has loadings whose product is rho_lm; the rest of each is its own.
         between = min(self.alike[self.lines[a], self.lines[b]], (own * other) ** 0.5)
-        loadings = (
-            [0.0, 0.0] if between == 0 else [(between * (x / y) ** 0.5) ** 0.5 for x, y in ((own, other), (other, own))]
-        )
+        ratio = (own / other) ** 0.25 if between > 0 else 1.0
+        loadings = (between**0.5 * ratio, between**0.5 / ratio)
         for latents in np.unique(np.concatenate([self.latents[a], self.latents[b]])):
             joint = rng.normal(size=DRAWS)
             for i, (cell, alike) in enumerate(((a, own), (b, other))):

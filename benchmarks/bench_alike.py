@@ -7,12 +7,14 @@ curve has it, by the correlation that it finds: EMM of the first line (length in
 and the difference of the lines there (points).
 """
 
+import itertools
+
 import click
 import numpy as np
 from scipy.special import expit, logit
 
 from benchmarks.bench_effects import LEVEL, SETTINGS
-from memorization.stats.alike import correlation
+from memorization.stats.alike import Alike
 from memorization.stats.bootstrap import percentiles, ratio_replicates
 from memorization.stats.crossing import fit_crossing
 from memorization.stats.effects import Cells
@@ -57,10 +59,11 @@ def coverage(
         across = [
             (i, j) for i in range(count * SEEDS) for j in range(count * SEEDS, len(runs)) if cell[i] == cell[j] - count
         ]
-        alike = [correlation(seeds, runs, pairs) or 0.0 for pairs in of_size]
-        both = correlation(seeds, runs, across) or 0.0
+        measured = Alike(seeds, runs)
+        alike = [measured.correlation(pairs) or 0.0 for pairs in of_size]
+        both = measured.correlation(across) or 0.0
         found.append(alike[0])
-        whole = correlation(seeds[: count * SEEDS], runs[: count * SEEDS]) or 0.0
+        whole = measured.correlation(itertools.combinations(range(count * SEEDS), 2)) or 0.0
         groups = [(k, samples) for line in counts for k in line]
         for allowed in (False, True):
             fit = fit_crossing(size, counts[0].ravel(), np.full(len(size), images), LEVEL, alike=whole * allowed)

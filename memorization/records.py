@@ -232,6 +232,8 @@ def read_rows(
     best = None
     for path in (rows_path(log, name, settings), Path(log).parent / "knn-dist" / f"{name}.npz"):
         try:
+            if not path.is_file():  # a named pipe would be waited for
+                continue
             with np.load(path, allow_pickle=False) as file:
                 if str(file["settings"]) != _rows_key(settings):
                     continue
@@ -324,7 +326,7 @@ def _wrong_entry(record: dict[str, Any]) -> str | None:
         if not math.isfinite(record.get(key) or 0):
             return key
     samples = record.get("num_samples", math.inf)
-    if samples < 1:
+    if samples < 1 or (samples > 1 << 53 and samples != math.inf):
         return "num_samples"
     return None if 0 <= record.get("num_memorized", 0) <= samples else "num_memorized"
 

@@ -1,6 +1,7 @@
 """Runs of the same latents: how alike their images are, and that intervals know it."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from memorization import records
 from memorization.curve.latents import Latents
 from memorization.measure.ratio import make_measurement
 from memorization.runs import read_run
-from memorization.stats.alike import MOST, correlation, same_latents
+from memorization.stats.alike import MOST, Alike, correlation, same_latents
 from memorization.stats.bootstrap import ratio_replicates, seed_spread
 from memorization.stats.crossing import fit_crossing
 from memorization.stats.effects import Cells
@@ -31,7 +32,8 @@ def test_the_correlation_is_that_of_the_indicators():
     # A tenth of the latents in common: the counts correlate as much less, by 100 / (1000 100)^(1/2).
     long, short = rng.random(1000) < 0.5, np.arange(100)
     assert correlation([np.arange(1000), short], [long, long[:100]]) == pytest.approx(0.1**0.5, rel=0.1)
-    assert correlation([seeds, seeds, seeds], [a, a, ~a], [(0, 1)]) == MOST
+    three = Alike([seeds, seeds, seeds[:0]], [a, a, None])
+    assert three.correlation([(0, 1)]) == three.correlation([(1, 0)]) == MOST and three.correlation([]) is None
     assert correlation([seeds, seeds], [a, ~a]) == 0  # it is taken for no worse than independent
     assert correlation([seeds, seeds], [a, np.ones(400, dtype=bool)]) is None  # all memorized: nothing is said
     assert correlation([seeds, seeds + 400], [a, b]) is None and correlation([seeds], [a]) is None
@@ -41,6 +43,8 @@ def test_latents_are_shared_directly_or_through_others():
     ranges = [(0, 10), (20, 30), (9, 12), (40, 50), (11, 21)]
     assert list(same_latents([np.arange(*r) for r in ranges])) == [0, 0, 0, 1, 0]
     assert list(same_latents([np.arange(5), np.arange(5, 9)])) == [0, 1]
+    assert list(same_latents([np.array([1 << 60]), np.array([(1 << 60) + 1])])) == [0, 1]  # beyond what a float holds
+    assert list(same_latents([np.zeros(0, dtype=np.int64)] * 2)) == [0, 1]
 
 
 def test_the_mean_of_a_size_is_as_sure_as_it_is():
@@ -170,6 +174,34 @@ def test_other_latents_by_another_way(tmp_path):
     path.write_text(json.dumps(options))
     runs = [read_run(path) for path in sorted(folder.iterdir())]
     assert len(set(Latents(runs).numbers(runs))) == 4
+
+
+@pytest.mark.parametrize("damage", ["huge seeds", "pipe", "other counts", "seeds twice", "junk"])
+def test_distances_that_are_not_those_of_the_record_count_as_missing(run_cli, tmp_path, damage):
+    flags = np.random.default_rng(5).random([3, 100]) < 0.8
+    folder = study(tmp_path / "runs", flags, ["0-99"] * 3, [20] * 3)
+    run = folder / "20-1"
+    (rows,) = (run / "knn-dist").iterdir()
+    with np.load(rows, allow_pickle=False) as file:
+        arrays = dict(file)
+    if damage == "huge seeds":
+        record = json.loads((run / "mem_traj.jsonl").read_text()) | {"seeds": f"{10**20}-{10**20 + 99}"}
+        (run / "mem_traj.jsonl").write_text(json.dumps(record) + "\n")
+    elif damage == "pipe":
+        rows.unlink()
+        os.mkfifo(rows)
+    elif damage == "junk":
+        rows.write_bytes(b"PK\x03\x04junk")
+    else:
+        change = (
+            {"knn_distance": arrays["knn_distance"][:, ::-1]}
+            if damage == "other counts"
+            else {"seeds": np.zeros(100, int)}
+        )
+        np.savez(rows, **arrays | change)
+    result, line = curve(folder, run_cli)
+    assert ("are not on disk" in result.stderr) == (damage != "huge seeds")  # of those nothing is shared
+    assert line["alike"] is not None
 
 
 def test_where_nearly_all_is_memorized_images_are_not_counted_thrice(run_cli, tmp_path):

@@ -12,7 +12,7 @@ from memorization.measure.criteria import memorized
 from memorization.measure.ratio import Measurement
 from memorization.records import read_rows
 from memorization.runs import LOG, Run
-from memorization.stats.alike import correlation, same_latents
+from memorization.stats.alike import Alike, same_latents
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Latents:
             members = [i for i, other in enumerate(ways) if other == way]
             found = np.arange(len(members)) if way is None else same_latents([self._sampled[i].seeds for i in members])
             self._numbers[members] = found + self._numbers.max() + 1
+        self._alike = Alike([s.seeds for s in self._sampled], [s.flags for s in self._sampled])
 
     def numbers(self, runs: Iterable[Run]) -> np.ndarray:
         """int [K]; runs with equal ones have latents in common."""
@@ -46,22 +47,23 @@ class Latents:
         None if no two of them share latents, or nothing can be said: the distances of their images are not on disk, or
         they memorize all or nothing.
         """
-        return self._alike(
+        return self._correlation(
             (a, b) for group in map(self._indices, groups) for i, a in enumerate(group) for b in group[:i]
         )
 
     def alike_between(self, *pairs: tuple[Sequence[Run], Sequence[Run]]) -> float | None:
         """The same between the runs of one group and those of another, of each pair of groups."""
-        return self._alike((a, b) for one, other in pairs for a in self._indices(one) for b in self._indices(other))
+        return self._correlation(
+            (a, b) for one, other in pairs for a in self._indices(one) for b in self._indices(other)
+        )
 
-    def _alike(self, pairs: Iterable[tuple[int, int]]) -> float | None:
+    def _correlation(self, pairs: Iterable[tuple[int, int]]) -> float | None:
         flags = [s.flags for s in self._sampled]
-        known = [
+        return self._alike.correlation(
             (a, b)
             for a, b in pairs
             if self._numbers[a] == self._numbers[b] and flags[a] is not None and flags[b] is not None
-        ]
-        return correlation([s.seeds for s in self._sampled], flags, known)
+        )
 
     def _indices(self, runs: Iterable[Run]) -> list[int]:
         return [self._index[run.path] for run in runs]
@@ -77,11 +79,12 @@ class Latents:
 
 def distances(run: Run, record: dict[str, Any]) -> Measurement | None:
     """The distances of a record's images in the order of its seeds; None if they are no longer on disk."""
-    if not isinstance(record.get("snapshot"), str) or not isinstance(record.get("seeds"), str):
+    seeds = _seeds(record)
+    if not isinstance(record.get("snapshot"), str) or not seeds:
         return None
     folders: Sequence[Path] = [run.path, *(folder for folder, _ in run.before)]
     for folder in folders:
-        found = read_rows(folder / LOG, Path(record["snapshot"]).stem, record, _seeds(record), {})
+        found = read_rows(folder / LOG, Path(record["snapshot"]).stem, record, seeds, {})
         if found is not None and found.num_samples == record["num_samples"]:
             return found
     return None
@@ -89,13 +92,15 @@ def distances(run: Run, record: dict[str, Any]) -> Measurement | None:
 
 def _sampled(run: Run) -> Sampled:
     record = run.best_record
-    rows = None if record.get("source") else distances(run, record)
-    seeds = _seeds(record) if rows is None else rows.seeds
-    if record.get("source") or not len(seeds):
-        return Sampled(None, np.zeros(0, dtype=np.int64), None)
+    seeds = np.array([] if record.get("source") else _seeds(record), dtype=np.int64)
+    if not len(seeds):
+        return Sampled(None, seeds, None)
     resolution = run.options["dataset_kwargs"].get("resolution")
     way = json.dumps([record.get("sampler"), record.get("class"), resolution], sort_keys=True)
-    return Sampled(way, np.array(seeds, dtype=np.int64), None if rows is None else memorized(rows.knn_distance))
+    rows = distances(run, record)
+    if rows is None or len(np.unique(rows.seeds)) < rows.num_samples or rows.num_memorized != record["num_memorized"]:
+        return Sampled(way, seeds, None)  # not there, or not those of the record
+    return Sampled(way, rows.seeds, memorized(rows.knn_distance))
 
 
 def _seeds(record: dict[str, Any]) -> list[int]:
@@ -105,6 +110,7 @@ def _seeds(record: dict[str, Any]) -> list[int]:
     if not isinstance(record.get("seeds"), str):
         return []
     try:
-        return parse_int_list(record["seeds"])[: record["num_samples"]]
+        seeds = parse_int_list(record["seeds"])[: record["num_samples"]]
     except ValueError:
         return []
+    return seeds if max(seeds) < 1 << 63 else []

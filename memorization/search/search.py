@@ -145,7 +145,8 @@ class SearchSpec:
         Runs of the same latents memorize in part the same of them, and tell less of EMM together than these.
         """
         seeds = parse_int_list(self.seeds)
-        return format_int_list([(seed + number * (max(seeds) - min(seeds) + 1)) % (1 << 32) for seed in seeds])
+        shift = number * (max(seeds) - min(seeds) + 1)
+        return format_int_list([(seed + shift) % (1 << 32) for seed in seeds])
 
     def _script(self, name: str) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.nproc}"]

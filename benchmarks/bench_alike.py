@@ -8,6 +8,10 @@ and the difference of the lines there (points).
 """
 
 import itertools
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # wherever it is started
 
 import click
 import numpy as np

@@ -174,3 +174,10 @@ def test_the_first_example_in_python_runs(page, dataset, images, run_cli, tmp_pa
     exec(compile(example, page, "exec"), {})
     assert capsys.readouterr().out.startswith("R_mem 100.0 % ")
     assert os.path.getsize("grid.png") > 1000
+
+
+def test_benchmarks_find_each_other_wherever_they_are_started():
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        text = path.read_text()
+        if "from benchmarks." in text:
+            assert text.index("sys.path.insert(0, ") < text.index("from benchmarks."), path.name

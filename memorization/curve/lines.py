@@ -110,8 +110,8 @@ class Line:
             )
         if self.latents is not None and self.latents.unknown(self.runs):
             found.append(
-                "runs were sampled from the same seeds, and the distances of their images (knn-dist) are not on disk: "
-                "the intervals take these images as independent, and are too short where they are alike; measure again"
+                "of runs that were sampled from the same seeds, distances of images (knn-dist) are not on disk; where "
+                "nothing else says how alike the images are, intervals take them as independent, and are too short"
             )
         if self.images_only:
             several = any(point.runs > 1 for point in self.points)

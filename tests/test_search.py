@@ -703,8 +703,9 @@ def test_interrupted_and_continued(tmp_path, run_cli):
     folder = tmp_path / "s"
     words = options(folder, "--max-runs=2", train=["--duration=50", "--seed=1"])  # 4 kimg
     search = subprocess.Popen(
-        [sys.executable, str(ROOT / "emm.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, str(ROOT / "emm.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else ignored in a background job
+    )  # fmt: skip
     run = folder / "runs" / "digits-4-seed1"
     wait_for(lambda: trained_nimg(run) > 0, seconds=120)
     search.send_signal(signal.SIGINT)

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from builders import forking_python
 from conftest import ROOT
 from PIL import Image
 from test_resume import children
@@ -36,9 +37,9 @@ def two_nodes(script, *args):
     def node(rank):
         results[rank] = subprocess.run(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}"),
-                *("--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}", str(ROOT / script)),
-                *map(str, args),
+                *(forking_python(), "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}"),
+                *("--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"),
+                *("--no-python", forking_python(), str(ROOT / script), *map(str, args)),
             ],
             capture_output=True, text=True, timeout=180, cwd=ROOT, env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
         )  # fmt: skip
@@ -55,7 +56,7 @@ def two_nodes(script, *args):
 def test_two_nodes_train_generate_and_measure(digits_zip, tmp_path):
     data = tmp_path / "digits-60.zip"
     subprocess.run(
-        [sys.executable, "dataset_tool.py", f"--source={digits_zip}", f"--dest={data}", "--max-images=60"],
+        [forking_python(), "dataset_tool.py", f"--source={digits_zip}", f"--dest={data}", "--max-images=60"],
         check=True, cwd=ROOT, capture_output=True,
     )  # fmt: skip
     run = tmp_path / "run"
@@ -68,7 +69,7 @@ def test_two_nodes_train_generate_and_measure(digits_zip, tmp_path):
     snapshot = last_snapshot(run)
     two_nodes("generate.py", f"--network={snapshot}", f"--outdir={tmp_path / 'two'}", "--seeds=0-6", "--device=cpu")
     subprocess.run(
-        [sys.executable, "generate.py", f"--network={snapshot}", f"--outdir={tmp_path / 'one'}", "--seeds=0-6",
+        [forking_python(), "generate.py", f"--network={snapshot}", f"--outdir={tmp_path / 'one'}", "--seeds=0-6",
          "--device=cpu"],
         check=True, cwd=ROOT, capture_output=True,
     )  # fmt: skip
@@ -152,7 +153,7 @@ def test_sbatch_queues_again_what_a_signal_stopped(slurm, digits_zip, tmp_path):
 @pytest.mark.slow
 def test_submitting_a_factor(slurm, tmp_path):
     env = slurm | {"SCALE": "small", "SIZES": "10 20", "WIDTHS": "8 16", "DATASETS": str(tmp_path / "data")}
-    env |= {"RATES": "2e-3 5e-3 1e-2", "OUT": str(tmp_path / "out")}
+    env |= {"RATES": "2e-3 5e-3 1e-2", "OUT": str(tmp_path / "out"), "PYTHON": forking_python()}
     text = run(["scripts/slurm/submit_factor.sh", "scripts/model_width.sh", "--partition=gpu"], env)
     assert "Submitted 4 runs as job 102, the curve as job 103." in text
     assert "Submitted 6 runs that choose learning rates as job 101." in text

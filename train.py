@@ -139,8 +139,8 @@ def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = 
 @option("--overwrite", FLAG, None, "Remove the run that --outdir holds, with what was measured on it (--nosubdir)")
 @option("--tick", COUNT, 50, "Interval of status lines", "KIMG")
 @option("--snap", COUNT, 50, "Interval of network snapshots", "TICKS")
-@option("--snap-at", str, None, "Instead of --snap: after these steps, as 250,1000:9000:500, or N in like quotients",
-        "LIST|log:N")
+@option("--snap-at", str, None, "Instead of --snap: after these steps, as 250,1000:9000:500, or N in like quotients or "
+        "distances", "LIST|log:N|even:N")
 @option("--dump", COUNT, 500, "Interval of training states", "TICKS")
 @option("--keep-states", COUNT, None, "Keep the newest N training states  [default: all]", "N")
 @option("--max-nan-ticks", COUNT_OR_0, 3, "End after so many ticks in a row without a finite loss; 0 = never", "INT")

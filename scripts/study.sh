@@ -9,6 +9,8 @@
 #   DURATION       epochs / 20                                [2000; 120; 60]
 #   STEPS          instead: steps, the same for every |D|; 1000 images at least
 #   SAMPLES        images per measured snapshot               [10000; 1000; 1000]
+#   SNAPS          snapshots of a run, evenly over its training, the last at its end; all are measured, and the curve
+#                  says where R_mem still rises in the second half    [2; at paper scale those of train.py --snap]
 #   NPROC, JOBS    processes per run; runs at a time          [8, 1; 1, 2; 1, 2]
 #   LAUNCH         what starts a Python script            [python, or torchrun --standalone --nproc_per_node=$NPROC]
 #   RATES          learning rates of which each VALUE takes the one with the lowest training loss, with its largest set
@@ -48,7 +50,7 @@ medium)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} SEEDS=${SEEDS:-1 2 3}
     export DURATION=${DURATION:-120} SAMPLES=${SAMPLES:-1000} NPROC=${NPROC:-1} JOBS=${JOBS:-2}
     basic="--num-channels=64 --cres=1,1,1 --num-blocks=2 --attn-resolutions=8 --dropout=0 --augment=0 --batch=16"
-    basic="$basic --lr=5e-4 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=auto"
+    basic="$basic --lr=5e-4 --ema=4 --ema_mode=mode1 --tick=4 --device=auto"
     sample="--batch=250 --device=auto"
     images=--resolution=16x16
     shape=${other:+16,,} shape=${shape:-16,1,10}
@@ -57,7 +59,7 @@ small)
     export SOURCE=${SOURCE:-digits} OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export DURATION=${DURATION:-60} SAMPLES=${SAMPLES:-1000} NPROC=${NPROC:-1} JOBS=${JOBS:-2}
     basic="--num-channels=16 --cres=1,2 --num-blocks=1 --attn-resolutions=4 --dropout=0 --augment=0 --batch=16"
-    basic="$basic --lr=1e-2 --ema=4 --ema_mode=mode1 --tick=4 --snap=1000 --device=cpu"
+    basic="$basic --lr=1e-2 --ema=4 --ema_mode=mode1 --tick=4 --device=cpu"
     sample="--batch=250 --device=cpu"
     shape=${other:+,,} shape=${shape:-8,1,10}
     ;;
@@ -69,7 +71,8 @@ esac
 if [ "$NPROC" != 1 ]; then LAUNCH=${LAUNCH:-torchrun --standalone --nproc_per_node=$NPROC}; fi
 long=--duration=$DURATION
 if [ -n "$STEPS" ]; then long=--total-steps=$STEPS; fi
-export LAUNCH=${LAUNCH:-} SEEDS=${SEEDS:-1024} basic sample long
+if [ "$SCALE" = paper ]; then SNAPS=${SNAPS:-}; else SNAPS=${SNAPS:-2}; fi # at paper scale as published
+export SNAPS LAUNCH=${LAUNCH:-} SEEDS=${SEEDS:-1024} basic sample long
 FACTOR=${FACTOR:-$(basename "$0" .sh)}
 export DATASETS=${DATASETS:-datasets/$SCALE} OUT=${OUT:-studies/$SCALE/$FACTOR}
 queue=()
@@ -111,7 +114,7 @@ run_one() {
     if ! grep -qs '"complete"' "$run/run-state.json"; then echo "$name: training (log: $run/job.log)"; fi
     "$PYTHON" -m memorization.search.job "$run" \
         "${start[@]}" train.py --outdir="$run" --nosubdir --data="$data" --seed="$seed" "$long" \
-        $basic $options ${rate:+"--lr=$rate"} $TRAIN --resume=latest \
+        $(snapshots "$options") $basic $options ${rate:+"--lr=$rate"} $TRAIN --resume=latest \
         --then "${start[@]}" mem_ratio.py --expdir="$run" --knn-ref="$data" --seeds="0-$((SAMPLES - 1))" $sample \
         ${GRID:+"--grid=$OUT/grid-$value-$size-seed$seed.png"} $MEASURE || {
         local status=$?
@@ -119,6 +122,12 @@ run_one() {
         return $status
     }
     echo "$name: $(sed -n 's/^Highest: *//p' "$run/job.log" | tail -n 1)"
+}
+
+# snapshots OPTIONS [N]: the option for N snapshots, or SNAPS, unless the options of a run say when they are taken.
+snapshots() {
+    local number=${2:-$SNAPS}
+    if [[ -n $number && " $basic $1 $TRAIN" != *" --snap"* ]]; then echo "--snap-at=even:$number"; fi
 }
 
 # tune VALUE OPTIONS START...: the one of RATES with which the networks of a value are trained, by the training loss alone.
@@ -142,9 +151,9 @@ try_rate() {
     run=$OUT/tune/$value/$size/$rate
     "$PYTHON" -m memorization.search.job "$run" \
         "$@" train.py --outdir="$run" --nosubdir --data="$data" --seed=0 "$long" \
-        $basic $options "--lr=$rate" $TRAIN --resume=latest --then
+        $(snapshots "$options" 1) $basic $options "--lr=$rate" $TRAIN --resume=latest --then
 }
-export -f run_one tune try_rate
+export -f run_one snapshots tune try_rate
 
 # On a terminal: how far the runs in training are, below what they print, until it is killed.
 watch_runs() {
@@ -164,7 +173,7 @@ watch_runs() {
 plan_costs() {
     local size value seed data shape options runs=""
     while IFS=$'\t' read -r size value seed data shape options; do
-        runs+=$size$'\t'$value$'\t'$seed$'\t'$OUT/runs/$value/$size-seed$seed$'\t'$shape$'\t'"$long $basic $options $TRAIN"$'\n'
+        runs+=$size$'\t'$value$'\t'$seed$'\t'$OUT/runs/$value/$size-seed$seed$'\t'$shape$'\t'"$long $(snapshots "$options") $basic $options $TRAIN"$'\n'
     done < <(printf '%s\n' "${queue[@]}")
     "$PYTHON" -m memorization.search.cost --measure="--seeds=0-$((SAMPLES - 1)) $sample $MEASURE" --jobs="$JOBS" \
         --nproc="$NPROC" ${other:+"--source=$other"} <<< "${runs%$'\n'}"

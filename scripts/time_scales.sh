@@ -23,7 +23,6 @@ paper) # CelebA 32x32, gray; noise prediction at 1000 levels; SGD; no EMA. The s
 medium)
     SIZES=${SIZES:-"50 100 200 400"} HELD_OUT=${HELD_OUT:-2000}
     basic=${basic/--ema=4 --ema_mode=mode1/--ema=0 --lr-rampup=0}
-    basic=${basic/--snap=1000/}
     SNAP_AT=${SNAP_AT:-log:12}
     most=16
     ;;
@@ -31,7 +30,6 @@ small)
     SIZES=${SIZES:-"16 32 64 128"} HELD_OUT=${HELD_OUT:-890}
     basic=${basic/--ema=4 --ema_mode=mode1/--ema=0 --lr-rampup=0}
     basic=${basic/--lr=1e-2/--lr=2e-3}
-    basic=${basic/--snap=1000/}
     SNAP_AT=${SNAP_AT:-log:16}
     most=16
     ;;

@@ -4,6 +4,7 @@ import csv
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from memorization.curve.emm import emm_crossings, emm_estimate
 from memorization.curve.factors import NOT_RECORDED, differing_keys, factor_values, group_by, readable
 from memorization.curve.figures import curve_figure, line_styles, trajectory_figure
 from memorization.curve.lines import curve_lines, curve_points, line_notes, trajectories
-from memorization.runs import read_run
+from memorization.curve.rising import rises
+from memorization.runs import Run, read_run
 from memorization.stats.bootstrap import optimism, percentiles, ratio_replicates, seed_spread
 
 
@@ -204,6 +206,50 @@ def test_a_fit_that_misses_the_ratios_says_so(tmp_path):
     assert 20 < linear.emm.size < 22 and not any("does not" in note for note in linear.notes)
     straight = curve_lines(points(study(tmp_path / "straight", {16: [0.98, 0.94, 0.8]}, (10, 20, 40), (1, 2))))[0][0]
     assert 20 < straight.emm.size < 40 and not any("does not" in note for note in straight.notes)
+
+
+def test_a_ratio_that_still_rises_is_said(tmp_path, capsys):
+    """Fashion-MNIST at 16x16, 50 images, medium scale: of 250 images after 600, 1200, 1800 and 2400 epochs."""
+    for seed, counts in enumerate([(30, 119, 175, 218), (30, 132, 179, 219), (36, 129, 191, 226)]):
+        write_run(tmp_path / f"50-{seed}", 50, counts, 250, seed=seed)
+    line = curve_lines(points(tmp_path))[0][0]
+    (rise,) = rises({50: list(line.runs)})
+    assert (rise.size, rise.halfway, rise.end) == (50, pytest.approx(380 / 750), pytest.approx(663 / 750))
+    cli.main(["curve", str(tmp_path), "--out", str(tmp_path / "c.png")], standalone_mode=False)
+    said = capsys.readouterr().err
+    assert "still rises in the second half of the training, at |D| = 50 from 50.7 to 88.4 %" in said
+    assert "still rises" in json.loads((tmp_path / "c.json").read_text())["lines"][0]["notes"][0]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [(200, 500, 500)],  # at the end
+        [(500,)],  # only the end was measured
+        [(0, 400, 500), (0, 450, 440)],  # one of two runs rises
+        [(0, 480, 500)],  # within the noise of 1000 images
+    ],
+)
+def test_nothing_is_said_to_rise(tmp_path, counts):
+    for seed, memorized in enumerate(counts):
+        write_run(tmp_path / f"20-{seed}", 20, memorized, 1000, seed=seed)
+    assert not rises({20: points(tmp_path)})
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_ratio_that_stays_is_seldom_said_to_rise(runs):
+    rng, said = np.random.default_rng(0), 0
+    for _ in range(300):
+        truth = {size: rng.beta(20, 2, size=runs) for size in (10, 20, 40)}
+        sizes = {
+            size: [
+                Run(Path(f"{size}-{i}"), {}, counted=tuple(record(k, int(rng.binomial(500, p)), 500) for k in (10, 20)))
+                for i, p in enumerate(ratios)
+            ]
+            for size, ratios in truth.items()
+        }
+        said += bool(rises(sizes))
+    assert said / 300 <= 0.03  # nominally 0.01
 
 
 def test_bad_lines(tmp_path):

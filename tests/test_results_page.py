@@ -12,7 +12,7 @@ PAGE = (DOCS / "results.md").read_text()
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
 END = rf"(?:[a-z]+ )*{NUMBER}|-"
 INTERVAL = re.compile(
-    rf"(?P<estimate>(?:at least |at most |below )?{NUMBER})(?: %| points)? \[(?P<low>{END}), (?P<high>{END})\]"
+    rf"(?P<estimate>(?:at least |at most |below )?{NUMBER})(?: %| points)?\s\[(?P<low>{END}),\s(?P<high>{END})\]"
 )
 TRIPLES = {
     "curve": [("ratio", "ci_low", "ci_high", 100), ("emm", "emm_low", "emm_high", 1)],
@@ -28,10 +28,24 @@ def bounded(least: str, most: str) -> str:
     return least if least == most else f"at least {least}" if most == "inf" else f"at most {most}"
 
 
-def tabulated() -> set[tuple[str, str, str]]:
-    """Cells (estimate, low, high) of all tables, ratios in percent."""
+def tables_of(text: str) -> list[Path]:
+    """The tables that a part of the page names: itself, by its figure (results-NAME.png), or beside it (-effects)."""
+    names = set(re.findall(r"[\w-]+", text))
+    names |= {name.removeprefix("results-") for name in names}
+    found = [path for path in sorted((DOCS / "results").glob("*.csv")) if path.stem.removesuffix("-effects") in names]
+    return found + [path for path in sorted((DOCS / "results").glob("*-effects.csv")) if path.stem in names]
+
+
+def sections() -> dict[str, str]:
+    """Title and text of the page's parts; the overview, before the first title, is ""."""
+    parts = re.split(r"^## (.+)$", PAGE, flags=re.MULTILINE)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def tabulated(paths: list[Path]) -> set[tuple[str, str, str]]:
+    """Cells (estimate, low, high) of some tables, ratios in percent."""
     found = set()
-    for path in sorted((DOCS / "results").glob("*.csv")):
+    for path in paths:
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 if "emm_ratio_least" in row:
@@ -53,22 +67,19 @@ def agrees(shown: str, cell: str) -> bool:
     return bool(match) and match[1] == words and abs(float(number) - float(match[2])) <= 0.501 * 10**-decimals
 
 
-def intervals() -> list[str]:
-    """All estimates with an interval on the page."""
-    return [match.group() for match in INTERVAL.finditer(PAGE)]
-
-
 def test_the_page_has_intervals():
-    assert len(intervals()) > 150
+    assert len(INTERVAL.findall(PAGE)) > 150
 
 
-def test_every_interval_stands_in_a_table():
-    tables = tabulated()
+@pytest.mark.parametrize("title", sections())
+def test_every_interval_stands_in_a_table(title):
+    text = sections()[title]
+    tables = tabulated(tables_of(text) if title else sorted((DOCS / "results").glob("*.csv")))
     missing = []
-    for text in intervals():
-        estimate, low, high = INTERVAL.fullmatch(text).group("estimate", "low", "high")
+    for found in INTERVAL.finditer(text):
+        estimate, low, high = found.group("estimate", "low", "high")
         if not any(agrees(estimate, e) and agrees(low, lo) and agrees(high, hi) for e, lo, hi in tables):
-            missing.append(text)
+            missing.append(found.group())
     assert not missing, "\n".join(missing)
 
 

@@ -24,6 +24,8 @@ def test_snapshot_steps():
     assert snapshot_steps("9, 5,7", 8, 1000) == [5, 7]
     spaced = snapshot_steps("log:5", 10_000, 1000)
     assert spaced == [1, 10, 100, 1000, 10_000]
+    assert snapshot_steps("even:1", 9000, 16) == [9000] and snapshot_steps("even:3", 9000, 16) == [3000, 6000, 9000]
+    assert snapshot_steps("even:2", 63, 16) == [63]  # half of it is before 1 kimg
     assert snapshot_steps("log:50", 100, 16) == [100]  # 63 to 100 are in kimg 1, whose file is written at the end
     kimg = [step * 16 // 1000 for step in snapshot_steps("log:50", 1000, 16)]
     assert kimg[0] == 1 and kimg[-1] == 16 and len(set(kimg)) == len(kimg)
@@ -33,7 +35,8 @@ def test_snapshot_steps():
     ("text", "words"),
     [
         ("", "is no step"), ("0", "is no step"), ("-3", "is no step"), ("5:3:1", "no range"), ("1:9:0", "no range"),
-        ("log:1", "at least 2"), ("log:x", "is no step"), ("2000", "before the first of them"), ("1", "before 1 kimg"),
+        ("log:1", "at least 2"), ("even:0", "at least 1"), ("log:x", "is no step"), ("2000", "before the first of them"),
+        ("1", "before 1 kimg"),
         ("100,101", "in the same kimg"),
     ],
 )  # fmt: skip

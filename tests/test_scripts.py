@@ -163,13 +163,25 @@ def test_wrong_values_are_refused():
     assert "choose none, true" in shell("cond_labels", {"LABELS": "false", "PLAN": "1"}, code=2)
 
 
+def test_half_of_the_training_is_measured_unless_the_options_say_when():
+    ask = 'source scripts/study.sh; for o in "" "--tick=2 --snap=2" "--snap-at=log:3"; do echo "<$(snapshots "$o")>"; done'
+    for env, said in [
+        ({"SCALE": "small"}, ["--snap-at=even:2", "", ""]),
+        ({"SCALE": "medium", "SNAPS": "3"}, ["--snap-at=even:3", "", ""]),
+        ({"SCALE": "small", "TRAIN": "--tick=1 --snap=3"}, ["", "", ""]),
+        ({"SCALE": "paper"}, ["", "", ""]),
+    ]:
+        done = subprocess.run(["bash", "-c", ask], cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+        assert done.stdout.splitlines() == [f"<{each}>" for each in said], done.stderr
+
+
 @pytest.mark.slow
 def test_a_plan_times_the_networks_and_leaves_nothing(python, tmp_path):
     env = {"SCALE": "small", "SIZES": "10 20", "WIDTHS": "8", "SEEDS": "1 2", "PYTHON": python, "PLAN": "1"}
     env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--batch=8", "RATES": "1e-3"}
     text = shell("model_width", env)
     assert "(small): 4 runs" in text and "(8x8x1, fp32)" in text and re.search(r"timed: \d+ of 8 images\)", text)
-    assert re.search(r"\|D\| = 20, 8, seeds 1 2: training \d.*, measuring \d.* \(1 snapshot\) each", text)
+    assert re.search(r"\|D\| = 20, 8, seeds 1 2: training \d.*, measuring \d.* \(2 snapshots\) each", text)
     assert "for 4 runs, one after the other" in text and "with 2 at a time" in text
     assert not list(tmp_path.iterdir())
     wrong = shell("model_width", env | {"TRAIN": "--batch=0"}, code=1)

@@ -12,6 +12,7 @@ from memorization.curve.emm import Emm, emm_at, emm_estimate, missed_gap
 from memorization.curve.factors import differing_options, factor_values, group_by, readable
 from memorization.curve.latents import Latents
 from memorization.curve.quality import QualityPoint
+from memorization.curve.rising import rise_note, rises
 from memorization.runs import Run
 from memorization.stats.bootstrap import (
     Group,
@@ -103,6 +104,8 @@ class Line:
                 "noise, or no straight line of logit R_mem in log |D|, as where small sets are trained too briefly; "
                 "sizes nearer to the level tell, and --interpolation=linear reads the ratios"
             )
+        if note := rise_note(rises(by_size(self.runs))):
+            found.append(note)
         if self.alike:
             found.append(
                 "runs that were sampled from the same seeds memorize in part the same of them (`alike` in the record); "

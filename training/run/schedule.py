@@ -1,4 +1,4 @@
-"""When snapshots are taken: at listed steps, at steps spaced evenly in their logarithm, or every so many ticks."""
+"""When snapshots are taken: at listed steps, at steps spaced evenly or in their logarithm, or every so many ticks."""
 
 import math
 import re
@@ -16,7 +16,8 @@ def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
     Parameters
     ----------
     text : steps `250,1000`, ranges `FROM:TO:EVERY` with both ends, as `250:10000:250,15000:2000000:5000`; or `log:N`, N
-        steps between the first that ends at 1000 images or more and the last, in like quotients
+        steps between the first that ends at 1000 images or more and the last, in like quotients; or `even:N`, the last
+        step and N - 1 before it in like distances
     total : steps of the run
     batch : images per step
 
@@ -24,19 +25,21 @@ def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
     ------
     ValueError
         If the text is none of this, no step is left, or snapshots would have the same name: names hold whole kimg. Of
-        `log:N`, steps of the same kimg are one.
+        `log:N` and `even:N`, steps of the same kimg are one, and steps before 1000 images none.
     """
     first = -(-1000 // batch)
-    if match := re.fullmatch(r"log:(\d{1,6})", text, re.ASCII):
-        number = int(match[1])
-        if number < 2:
-            raise ValueError("--snap-at=log:N needs at least 2 times.")
+    if match := re.fullmatch(r"(log|even):(\d{1,6})", text, re.ASCII):
+        how, number = match[1], int(match[2])
+        if number < (2 if how == "log" else 1):
+            raise ValueError(f"--snap-at={how}:N needs at least {2 if how == 'log' else 1} times.")
         if first > total:
             raise ValueError(
                 f"--snap-at: the run ends at step {total}, before 1 kimg; take {first} steps of {batch} images or more."
             )
-        spaced = np.unique(np.geomspace(first, total, number).round().astype(int)).tolist()
-        return list({step * batch // 1000: step for step in spaced}.values())  # the last of a kimg: the end stays
+        spaced = np.geomspace(first, total, number) if how == "log" else total / number * np.arange(1, number + 1)
+        steps = np.unique(spaced.round().astype(int)).tolist()
+        last = {step * batch // 1000: step for step in steps if step >= first}  # the last of a kimg: the end stays
+        return list(last.values())
     steps: set[int] = set()
     for part in text.split(","):
         if match := _RANGE.fullmatch(part.strip()):
@@ -48,7 +51,7 @@ def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
             steps.add(int(part))
         else:
             raise ValueError(
-                f'--snap-at: "{part.strip()}" is no step; write 250,1000 or FROM:TO:EVERY, or log:N for all.'
+                f'--snap-at: "{part.strip()}" is no step; write 250,1000 or FROM:TO:EVERY, or log:N or even:N for all.'
             )
     if len(steps) > _MOST:
         raise ValueError(f"--snap-at names more than {_MOST} steps.")

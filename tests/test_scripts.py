@@ -164,15 +164,21 @@ def test_wrong_values_are_refused():
 
 
 def test_half_of_the_training_is_measured_unless_the_options_say_when():
-    ask = 'source scripts/study.sh; for o in "" "--tick=2 --snap=2" "--snap-at=log:3"; do echo "<$(snapshots "$o")>"; done'
+    each = 'for options in "" "--tick=2 --snap=2" "--snap-at=log:3"; do echo "<$(snapshots "$options")>"; done'
     for env, said in [
         ({"SCALE": "small"}, ["--snap-at=even:2", "", ""]),
         ({"SCALE": "medium", "SNAPS": "3"}, ["--snap-at=even:3", "", ""]),
         ({"SCALE": "small", "TRAIN": "--tick=1 --snap=3"}, ["", "", ""]),
         ({"SCALE": "paper"}, ["", "", ""]),
     ]:
-        done = subprocess.run(["bash", "-c", ask], cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
-        assert done.stdout.splitlines() == [f"<{each}>" for each in said], done.stderr
+        done = subprocess.run(
+            ["bash", "-c", f"source scripts/study.sh; {each}"],
+            cwd=ROOT,
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.splitlines() == [f"<{option}>" for option in said], done.stderr
 
 
 @pytest.mark.slow

@@ -47,6 +47,10 @@ class FakeExecutor:
         self.ratio, self.samples, self.die_at = ratio, samples, die_at
         self.started, self.now, self.most = [], 0, 0
 
+    def left(self, record):
+        """What is left of a measurement: a record for each snapshot."""
+        return [record]
+
     def start(self, path, known_id=None):
         if len(self.started) == self.die_at:
             raise KeyboardInterrupt
@@ -84,7 +88,8 @@ class FakeJob:
             n = self.executor.samples
             record = dict(kimg=self.size, num_memorized=round(self.executor.ratio(self.size, self.seed) * n))
             record.update(num_samples=n, snapshot="x", seeds=f"0-{n - 1}")
-            (folder / "mem_traj.jsonl").write_text(json.dumps(record) + "\n")
+            lines = [json.dumps(each) + "\n" for each in self.executor.left(record)]
+            (folder / "mem_traj.jsonl").write_text("".join(lines))
 
 
 @pytest.fixture
@@ -130,6 +135,21 @@ def test_search_finds_the_crossing(folder):
     assert 2 * result["trained_kimg"] < sum(result["grid"]["sizes"]) * result["grid"]["runs_per_size"]
     words = describe_result(found, result)
     assert words[0].startswith("EMM (90 %) ≈ ") and "90 % interval of EMM over images and training seeds" in words[1]
+
+
+def test_a_search_says_that_ratios_still_rise(folder):
+    class Learning(FakeExecutor):
+        """Each run has half of its ratio at half of its training."""
+
+        def left(self, record):
+            half = dict(record, kimg=record["kimg"] / 2, snapshot="half", num_memorized=record["num_memorized"] // 2)
+            return [half, record]
+
+    found, plan, _ = run_search(folder, Learning())
+    words = describe_result(found, plan.result)[-1]
+    assert words.startswith("Note: R_mem still rises in the second half of the training, at |D| = ")
+    found, plan, _ = run_search(folder.with_name("other"), FakeExecutor())
+    assert not plan.result["notes"] and not any("rises" in line for line in describe_result(found, plan.result))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

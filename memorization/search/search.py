@@ -21,6 +21,8 @@ from dataset_utils.subsets import balanced, class_members
 from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write, parse_int_list, script_path
 from memorization.curve.emm import Emm, emm_at
+from memorization.curve.lines import by_size
+from memorization.curve.rising import rise_note, rises
 from memorization.records import format_int_list
 from memorization.runs import read_run, trained_nimg
 from memorization.search.design import MIN_RUNS, bracket, fit, grid_of_same_precision, next_sizes, sides
@@ -422,10 +424,19 @@ class Search:
             high=emm_record(high, sizes, level), confidence=self.where.confidence, seed_sd=spread,
             as_asked=self.found(), tolerance=self.where.tolerance, runs=len(self.plan.decisions),
             trained_kimg=self.trained_kimg(), grid=self._grid(low, middle, high, spread),
-            left_out=left_out_of(self.spec.source),
+            left_out=left_out_of(self.spec.source), notes=self._notes(),
         )  # fmt: skip
         self.plan.save()
         return emm
+
+    def _notes(self) -> list[str]:
+        """Sentences on what was assumed, without a full stop."""
+        runs = []
+        for decision in self.plan.decisions:
+            with contextlib.suppress(OSError, ValueError):  # it may have been moved away since
+                runs.append(read_run(self.spec.run_dir(decision["run"])))
+        note = rise_note(rises(by_size(runs)))
+        return [] if note is None else [note]
 
     def _grid(self, low: float, middle: float, high: float, spread: float) -> dict[str, Any] | None:
         """What a grid from the low to the high end of the range, each size twice the one before, would have cost."""
@@ -524,7 +535,7 @@ def describe_result(emm: Emm, result: dict[str, Any]) -> list[str]:
             f"--max-runs={result['runs']} runs do not carry --tolerance={result['tolerance']:g}; the interval says "
             "what they carry. More runs with the same command and a larger --max-runs."
         )
-    return lines
+    return lines + [f"Note: {note}." for note in result["notes"]]
 
 
 @contextlib.contextmanager

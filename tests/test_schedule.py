@@ -35,7 +35,7 @@ def test_snapshot_steps():
     ("text", "words"),
     [
         ("", "is no step"), ("0", "is no step"), ("-3", "is no step"), ("5:3:1", "no range"), ("1:9:0", "no range"),
-        ("log:1", "at least 2"), ("even:0", "at least 1"), ("log:x", "is no step"),
+        ("log:1", "N of 2 or more"), ("even:0", "N of 1 or more"), ("log:x", "is no step"),
         ("2000", "before the first of them"), ("1", "before 1 kimg"), ("100,101", "in the same kimg"),
     ],
 )  # fmt: skip

@@ -31,7 +31,7 @@ def snapshot_steps(text: str, total: int, batch: int) -> list[int]:
     if match := re.fullmatch(r"(log|even):(\d{1,6})", text, re.ASCII):
         how, number = match[1], int(match[2])
         if number < (2 if how == "log" else 1):
-            raise ValueError(f"--snap-at={how}:N needs at least {2 if how == 'log' else 1} times.")
+            raise ValueError(f"--snap-at={how}:N needs an N of {2 if how == 'log' else 1} or more.")
         if first > total:
             raise ValueError(
                 f"--snap-at: the run ends at step {total}, before 1 kimg; take {first} steps of {batch} images or more."

@@ -581,7 +581,8 @@ def print_options(opts: EasyDict, start: Start, run_dir: Path, device: torch.dev
     if opts.show_options:
         dist.print0(json.dumps(recorded_options(opts, start, run_dir), indent=2))
     if opts.stop_at_mem is not None and few:
-        dist.print0("Note: there are too few snapshots to end early; lower --tick or --snap.")
+        more = "lower --tick or --snap" if opts.snap_at is None else "list more in --snap-at"
+        dist.print0(f"Note: there are too few snapshots to end early; {more}.")
 
 
 if __name__ == "__main__":

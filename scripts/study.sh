@@ -72,6 +72,10 @@ if [ "$NPROC" != 1 ]; then LAUNCH=${LAUNCH:-torchrun --standalone --nproc_per_no
 long=--duration=$DURATION
 if [ -n "$STEPS" ]; then long=--total-steps=$STEPS; fi
 if [ "$SCALE" = paper ]; then SNAPS=${SNAPS:-}; else SNAPS=${SNAPS:-2}; fi # at paper scale as published
+if [[ -n $SNAPS && ! $SNAPS =~ ^[1-9][0-9]{0,4}$ ]]; then
+    echo "SNAPS=$SNAPS: choose a number of snapshots, 1 or more." >&2
+    exit 2
+fi
 export SNAPS LAUNCH=${LAUNCH:-} SEEDS=${SEEDS:-1024} basic sample long
 FACTOR=${FACTOR:-$(basename "$0" .sh)}
 export DATASETS=${DATASETS:-datasets/$SCALE} OUT=${OUT:-studies/$SCALE/$FACTOR}

@@ -211,7 +211,7 @@ def test_a_fit_that_misses_the_ratios_says_so(tmp_path):
 def test_a_ratio_that_still_rises_is_said(tmp_path, capsys):
     """Fashion-MNIST at 16x16, 50 images, medium scale: of 250 images after 600, 1200, 1800 and 2400 epochs."""
     for seed, counts in enumerate([(30, 119, 175, 218), (30, 132, 179, 219), (36, 129, 191, 226)]):
-        write_run(tmp_path / f"50-{seed}", 50, counts, 250, seed=seed)
+        write_run(tmp_path / f"50-{seed}", 50, counts, 250, seed=seed, total_nimg=400_000)
     line = curve_lines(points(tmp_path))[0][0]
     (rise,) = rises({50: list(line.runs)})
     assert (rise.size, rise.halfway, rise.end) == (50, pytest.approx(380 / 750), pytest.approx(663 / 750))
@@ -224,26 +224,47 @@ def test_a_ratio_that_still_rises_is_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     "counts",
     [
-        [(200, 500, 500)],  # at the end
+        [(200, 500, 500, 500)],  # at the end
         [(500,)],  # only the end was measured
-        [(0, 400, 500), (0, 450, 440)],  # one of two runs rises
-        [(0, 480, 500)],  # within the noise of 1000 images
+        [(0, 400, 450, 500), (0, 450, 440, 440)],  # one of two runs rises
+        [(0, 480, 500, 500)],  # within the noise of 1000 images
+        [(0, 300, 900, 500)],  # the highest is not at the end
     ],
 )
 def test_nothing_is_said_to_rise(tmp_path, counts):
     for seed, memorized in enumerate(counts):
-        write_run(tmp_path / f"20-{seed}", 20, memorized, 1000, seed=seed)
+        write_run(tmp_path / f"20-{seed}", 20, memorized, 1000, seed=seed, total_nimg=100_000 * len(memorized))
     assert not rises({20: points(tmp_path)})
+
+
+def test_what_is_no_half_of_a_training_is_not_compared(tmp_path):
+    """Snapshots of the first half only, an adaptive end, folders of images of other programs."""
+    write_run(tmp_path / "begun", 20, (100, 500), 1000, total_nimg=800_000)
+    adaptive = [record(200, 900, 1000, adaptive=ADAPTIVE, seeds="0-999")]
+    write_run(tmp_path / "adaptive", 20, [100], 1000, extra=adaptive, total_nimg=200_000)
+    write_run(tmp_path / "whole", 20, (100, 500), 1000, total_nimg=200_000)
+    runs = {run.path.name: run for run in points(tmp_path)}
+    others = Run(tmp_path, runs["whole"].options | {"total_nimg": 0}, counted=runs["whole"].counted)
+    assert [rise.end for rise in rises({20: [runs["whole"]]})] == [0.5]
+    assert not any(rises({20: [run]}) for run in (runs["begun"], runs["adaptive"], others))
 
 
 @pytest.mark.parametrize("runs", [1, 3])
 def test_a_ratio_that_stays_is_seldom_said_to_rise(runs):
     rng, said = np.random.default_rng(0), 0
+
+    def options(size):
+        return {"dataset_kwargs": {"max_size": size}, "total_nimg": 20_000}
+
     for _ in range(300):
         truth = {size: rng.beta(20, 2, size=runs) for size in (10, 20, 40)}
         sizes = {
             size: [
-                Run(Path(f"{size}-{i}"), {}, counted=tuple(record(k, int(rng.binomial(500, p)), 500) for k in (10, 20)))
+                Run(
+                    Path(f"{size}-{i}"),
+                    options(size),
+                    counted=tuple(record(k, int(rng.binomial(500, p)), 500) for k in (10, 20)),
+                )
                 for i, p in enumerate(ratios)
             ]
             for size, ratios in truth.items()

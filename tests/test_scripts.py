@@ -158,6 +158,8 @@ def test_wrong_values_are_refused():
     text = shell("model_width", env | {"RATES": "", "AGAINST": "17"}, code=2)
     assert "AGAINST=17 is none of the values: 16 32 8" in text
     assert "choose small, medium or paper" in shell("model_width", {"SCALE": "large"}, code=2)
+    for wrong in ("0", "abc"):
+        assert f"SNAPS={wrong}: choose a number" in shell("data_size", env | {"SNAPS": wrong}, code=2)
     assert "choose ddpmpp or ncsnpp" in shell("model_skip_position", {"NETWORK": "adm", "PLAN": "1"}, code=2)
     assert "from 1 to 24" in shell("model_width", {"TASK": "25", "DATASETS": "/nowhere", "PYTHON": "true"}, code=2)
     assert "choose none, true" in shell("cond_labels", {"LABELS": "false", "PLAN": "1"}, code=2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from memorization.runs import Run, SnapshotPoint
 
 HALF = (0.35, 0.65)  # how much of the training is taken for half of it
+END = 0.95  # and for all of it
 ERROR = 0.01  # how often a line of which the ratios stay is said to rise, at most
 
 
@@ -19,16 +20,18 @@ class Rise:
 
 
 def halfway_and_end(run: Run) -> tuple[SnapshotPoint, SnapshotPoint] | None:
-    """The last measured snapshot and the one nearest to half of its images; None where none is near.
+    """The snapshots at half of the training and at its end; None if not both were measured.
 
-    Adaptive measurements, which end as soon as a side of a bar is clear, are none.
+    None, too, of adaptive measurements, which end as soon as a side of a bar is clear, and of models of other
+    programs, of whose training nothing is known.
     """
-    points = [point for point in run.snapshots if not point.adaptive and point.nimg > 0]
-    if not points:
+    trained = run.epochs * run.size  # images
+    end = run.snapshots[-1]
+    if not trained > 0 or end.nimg < END * trained:
         return None
-    end = points[-1]
-    half = min(points, key=lambda point: abs(point.nimg - end.nimg / 2))
-    return (half, end) if HALF[0] <= half.nimg / end.nimg <= HALF[1] else None
+    half = min(run.snapshots, key=lambda point: abs(point.nimg - trained / 2))
+    near = HALF[0] <= half.nimg / trained <= HALF[1]
+    return (half, end) if near and not (half.adaptive or end.adaptive) else None
 
 
 def rises(sizes: dict[int, list[Run]]) -> list[Rise]:
@@ -37,6 +40,7 @@ def rises(sizes: dict[int, list[Run]]) -> list[Rise]:
     The noise is that of the score test of two proportions, at `ERROR` over the number of sizes; the images of a run's
     two snapshots are taken as independent (made from the same latents, they differ less by chance). That a network's
     ratio goes up and down from snapshot to snapshot is not in it: K runs rise together by chance in 1 of 2^K cases.
+    A run with a higher ratio before its end does not rise.
 
     Parameters
     ----------
@@ -44,13 +48,13 @@ def rises(sizes: dict[int, list[Run]]) -> list[Rise]:
     """
     from scipy.special import ndtri
 
-    known = {size: [pair for pair in map(halfway_and_end, runs) if pair] for size, runs in sizes.items()}
-    known = {size: pairs for size, pairs in known.items() if pairs}
+    known = {size: [(*pair, run) for run in runs if (pair := halfway_and_end(run))] for size, runs in sizes.items()}
+    known = {size: rows for size, rows in known.items() if rows}
     found = []
-    for size, pairs in known.items():
-        if any(half.ratio >= end.ratio for half, end in pairs):
+    for size, rows in known.items():
+        if any(half.ratio >= end.ratio or end.ratio < run.ratio for half, end, run in rows):
             continue
-        halves, ends = zip(*pairs)
+        halves, ends, _ = zip(*rows)
         (a, m), (b, n) = _counts(halves), _counts(ends)
         noise = ((a + b) * (m + n - a - b) / (m * n)) ** 0.5 / (m + n) ** 0.5
         if b / n - a / m > -ndtri(ERROR / len(known)) * noise:

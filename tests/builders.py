@@ -24,8 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 120) -> None:
     """Until the condition holds; fails when `process` ends before, or it takes too long."""
     deadline = time.time() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, f"it ended before, with exit status {process.poll()}"
+    while True:
+        ended = process is not None and process.poll() is not None  # asked first: what it did last still counts
+        if condition():
+            return
+        assert not ended, f"it ended before, with exit status {process and process.poll()}"
         assert time.time() < deadline, "waited too long"
         time.sleep(0.02)
 

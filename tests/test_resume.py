@@ -74,8 +74,8 @@ def same(a, b):
     return losses[0] == losses[1] and all(torch.equal(a_weights[k], b_weights[k]) for k in a_weights)
 
 
-def popen(*args, processes=1, **kwargs):
-    command = [sys.executable]
+def popen(*args, processes=1, python=(), **kwargs):
+    command = [sys.executable, *python]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--max-restarts=1"]
     return subprocess.Popen(
@@ -88,15 +88,30 @@ def popen(*args, processes=1, **kwargs):
 # Kills.
 
 
+# Runs a script that dies, as by `kill -9`, when it has written its first training state and not yet given it its name.
+KILLED_AT_A_STATE = """
+import os, runpy, signal, sys
+
+def replace(source, target, replace=os.replace):
+    if os.path.basename(target).startswith("training-state-"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = replace
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment(whole, data, tmp_path):
     """While the first state is written, and at a random moment of what follows; then left alone."""
     args = [f"--outdir={tmp_path}", f"--data={data}", *BASE, "--resume=latest", "--keep-states=1"]
 
-    process = popen(*args)
-    wait_for(lambda: list(tmp_path.glob(".training-state-*.tmp")), process)
-    process.kill()
-    process.wait()
+    process = popen(*args, python=["-c", KILLED_AT_A_STATE])
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == -signal.SIGKILL, out
+    assert list(tmp_path.glob(".training-state-*.tmp")) and not checkpoint.list_states(tmp_path)
 
     process = popen(*args)
     wait_for(lambda: len(stats(tmp_path) if (tmp_path / "stats.jsonl").exists() else []) > 1, process)

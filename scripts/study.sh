@@ -209,10 +209,7 @@ finish() {
         $1 > size[$2] + 0 { size[$2] = $1; data[$2] = $4; options[$2] = $6 }
         END { for (value in data) print value "\t" data[value] "\t" options[value] "\t" size[value] }' | sort)
     for rate in $RATES; do
-        if [[ ! $rate =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]]; then
-            echo "RATES=\"$RATES\": \"$rate\" is no learning rate." >&2
-            exit 2
-        fi
+        check_rate RATES "$rate"
     done
     if [ "$(printf '%s\n' $RATES | awk '{ print $1 + 0 }' | sort | uniq -d)" ]; then
         echo "RATES=\"$RATES\" has a learning rate twice." >&2
@@ -270,6 +267,14 @@ finish() {
     if [ -z "$against" ]; then rm -f "$OUT/$FACTOR-effects.csv"; fi # of another call, with another curve
     "$PYTHON" emm.py curve "$OUT/runs" ${1:+--by="$1"} ${against:+--against="$against"} --out="$OUT/$FACTOR.png" \
         --title="${TITLE:-$FACTOR}"
+}
+
+# check_rate NAME RATE: end if a learning rate that the variable NAME says is none.
+check_rate() {
+    if [[ ! $2 =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]]; then
+        echo "$1=\"${!1}\": \"$2\" is no learning rate." >&2
+        exit 2
+    fi
 }
 
 # skip_network: the options of NETWORK, in the experiments on skip connections.

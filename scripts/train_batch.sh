@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Batch size (published Table 1), with the learning rate in proportion to it.
-# Usage: SCALE=small scripts/train_batch.sh; the variables are explained in scripts/study.sh.
+# Usage: SCALE=small scripts/train_batch.sh; the variables are explained in scripts/study.sh, but for
+#   LR    learning rate of the basic batch size, 512 at paper scale and else 16    [that of the basic setting]
 source "$(dirname "$0")/study.sh"
 case $SCALE in
-paper) SIZES=${SIZES:-"1000 2000 3000"} BATCHES=${BATCHES:-"128 256 384 512 640 768 896"} LR_PER_IMAGE=2e-4/512 ;;
-medium) SIZES=${SIZES:-50} BATCHES=${BATCHES:-"8 16 32"} LR_PER_IMAGE=5e-4/16 ;;
-small) SIZES=${SIZES:-"20 40 80"} BATCHES=${BATCHES:-"8 16 32"} LR_PER_IMAGE=1e-2/16 ;;
+paper) SIZES=${SIZES:-"1000 2000 3000"} BATCHES=${BATCHES:-"128 256 384 512 640 768 896"} LR=${LR:-2e-4} basic_batch=512 ;;
+medium) SIZES=${SIZES:-50} BATCHES=${BATCHES:-"8 16 32"} LR=${LR:-5e-4} basic_batch=16 ;;
+small) SIZES=${SIZES:-"20 40 80"} BATCHES=${BATCHES:-"8 16 32"} LR=${LR:-1e-2} basic_batch=16 ;;
 esac
+check_rate LR "$LR"
 
 for batch in $BATCHES; do
-    lr=$(awk "BEGIN { print $batch * $LR_PER_IMAGE }")
+    lr=$(awk -v batch="$batch" -v lr="$LR" -v basic="$basic_batch" 'BEGIN { print batch * lr / basic }')
     for size in $SIZES; do
         balanced "$size"
         study "$batch" "$size" "$data" --batch="$batch" --lr="$lr"
     done
 done
 TITLE="Batch size, learning rate in proportion"
-case $SCALE in paper) finish batch_size 512 ;; *) finish batch_size 16 ;; esac
+finish batch_size "$basic_batch"

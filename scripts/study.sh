@@ -28,6 +28,7 @@
 # TRAIN come last, so they win. What a run printed is in its job.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+awk() { LC_ALL=C command awk "$@"; } # else some write a decimal comma
 
 export SCALE=${SCALE:-paper} PYTHON=${PYTHON:-python} PLAN=${PLAN:-} PREPARE=${PREPARE:-} TASK=${TASK:-} PART=${PART:-}
 export RATES=${RATES:-} TRAIN=${TRAIN:-} MEASURE=${MEASURE:-} GRID=${GRID:-} STEPS=${STEPS:-}
@@ -271,7 +272,8 @@ finish() {
 
 # check_rate NAME RATE: end if a learning rate that the variable NAME says is none.
 check_rate() {
-    if [[ ! $2 =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]]; then
+    local LC_ALL=C
+    if [[ ! $2 =~ ^[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?$ ]] || ! awk -v rate="$2" 'BEGIN { exit !(rate + 0 > 0 && rate + 0 < 1e9) }'; then
         echo "$1=\"${!1}\": \"$2\" is no learning rate." >&2
         exit 2
     fi

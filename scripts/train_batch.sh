@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Batch size (published Table 1), with the learning rate in proportion to it.
 # Usage: SCALE=small scripts/train_batch.sh; the variables are explained in scripts/study.sh, but for
-#   LR    learning rate of the basic batch size, 512 at paper scale and else 16    [that of the basic setting]; RATES and TRAIN win
+#   LR    learning rate of the basic batch size, 512 at paper scale and else 16    [that of the basic setting]
 source "$(dirname "$0")/study.sh"
+if [[ -n ${LR:-} && (-n $RATES || " $TRAIN" =~ " --lr"[=\ ]) ]]; then
+    echo "LR is the learning rate of the basic batch, and RATES or TRAIN says one for all: choose one of the two." >&2
+    exit 2
+fi
 case $SCALE in
 paper) SIZES=${SIZES:-"1000 2000 3000"} BATCHES=${BATCHES:-"128 256 384 512 640 768 896"} LR=${LR:-2e-4} basic_batch=512 ;;
 medium) SIZES=${SIZES:-50} BATCHES=${BATCHES:-"8 16 32"} LR=${LR:-5e-4} basic_batch=16 ;;

@@ -88,12 +88,13 @@ def popen(*args, processes=1, python=(), **kwargs):
 # Kills.
 
 
-# Runs a script that dies, as by `kill -9`, when it has written its first training state and not yet given it its name.
+# Runs a script that dies, as by `kill -9`, with its first training state half written.
 KILLED_AT_A_STATE = """
 import os, runpy, signal, sys
 
 def replace(source, target, replace=os.replace):
     if os.path.basename(target).startswith("training-state-"):
+        os.truncate(source, os.path.getsize(source) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 

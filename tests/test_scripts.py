@@ -155,7 +155,11 @@ def test_wrong_values_are_refused():
     assert "has a learning rate twice" in shell("model_depth", env, code=2)
     assert '"abc" is no learning rate' in shell("model_depth", env | {"RATES": "1e-2 abc"}, code=2)
     assert "it is rates, with TASK=N" in shell("model_depth", env | {"RATES": "", "PART": "rate", "TASK": "1"}, code=2)
-    assert 'LR="1e-2/16": "1e-2/16" is no' in shell("train_batch", env | {"RATES": "", "LR": "1e-2/16"}, code=2)
+    for wrong in ("1e-2/16", "0", "1e-400", "1e400"):
+        text = shell("train_batch", env | {"RATES": "", "LR": wrong}, code=2)
+        assert f'LR="{wrong}": "{wrong}" is no learning rate' in text
+    for both in ({"RATES": "1e-2"}, {"RATES": "", "TRAIN": "--lr=1e-3"}):
+        assert "choose one of the two" in shell("train_batch", env | {"LR": "1e-3"} | both, code=2)
     text = shell("model_width", env | {"RATES": "", "AGAINST": "17"}, code=2)
     assert "AGAINST=17 is none of the values: 16 32 8" in text
     assert "choose small, medium or paper" in shell("model_width", {"SCALE": "large"}, code=2)

@@ -6,7 +6,7 @@
 #   DATASETS       dataset zips, shared by all factors        [datasets/$SCALE]; one of another SOURCE is made anew
 #   SOURCE         labelled images to draw the sets from      [CIFAR-10's archive; Fashion-MNIST's; digits]
 #   SIZES, SEEDS   |D| of the runs; training seeds            [per factor; 1024, at medium scale "1 2 3"]
-#   DURATION       epochs / 20                                [2000; 120; 60]
+#   DURATION       epochs / 20; 1000 images at least          [2000; 120; 60]
 #   STEPS          instead: steps, the same for every |D|; 1000 images at least
 #   SAMPLES        images per measured snapshot               [10000; 1000; 1000]
 #   SNAPS          snapshots of a run, evenly over its training, the last at its end; all are measured, and the curve

@@ -69,7 +69,7 @@ from memorization.curve.timescales import (
 from memorization.curve.timescales import timescales as find_timescales
 from memorization.measure.posterior import posterior_curves
 from memorization.measure.quality import Measure
-from memorization.origins import ORIGIN_COLUMNS, origin_table, origins
+from memorization.origins import ONE_RUN_COLUMNS, ORIGIN_COLUMNS, origin_table, origins, run_row, run_table
 from memorization.plots import check_format, collapse_curve
 from memorization.records import format_int_list
 from memorization.report.folder import read_runs_folder
@@ -667,9 +667,12 @@ def report(
 
 @main.command(name="runs")
 @click.argument("folders", metavar="RUN_OR_FOLDER...", nargs=-1, required=True)
+@click.option(
+    "--per-run", help="One line per run: |D|, seed, learning rate, loss, images memorized, commit", is_flag=True
+)
 @click.option("--out", help="The table as CSV, too", metavar="FILE")
 @report_errors
-def list_origins(folders: tuple[str, ...], out: str | None) -> None:
+def list_origins(folders: tuple[str, ...], per_run: bool, out: str | None) -> None:
     """What runs were made with, and how long they took: commit, machine, torch, threads, time.
 
     One line for each of the given folders and each way in which the runs at and below it were trained. Training is the
@@ -678,11 +681,17 @@ def list_origins(folders: tuple[str, ...], out: str | None) -> None:
     learning rate, say) count, too, and are said. A commit that ends in -dirty had changes that were
     not committed.
 
-    Example:
+    With --per-run each run has a line of its own: |D|, training seed, learning rate, epochs so far, mean training loss
+    over the last quarter, and how many of how many images its snapshot of most memorization copied; the CSV has images
+    seen, machine and seconds, too. What is not recorded, or not measured, is "-", and empty in the CSV.
+
+    Examples:
 
     \b
     # All factors of a study
     python emm.py runs studies/small/* --out=origins.csv
+    # The counts of every run
+    python emm.py runs studies/small/* --per-run --out=runs.csv
     """  # noqa: D301
     if out is not None:
         check_file(out, "--out")
@@ -703,10 +712,15 @@ def list_origins(folders: tuple[str, ...], out: str | None) -> None:
         click.echo(f"Left out: {path} ({reason}).", err=True)
     if not found:
         raise click.ClickException("No run found; train with train.py and measure with mem_ratio.py.")
-    table = origins(found)
-    click.echo("\n".join(origin_table(table)))
+    if per_run:
+        rows = [run_row(folder, run) for folder, run in found]
+        columns, lines = ONE_RUN_COLUMNS, run_table(rows)
+    else:
+        table = origins(found)
+        rows, columns, lines = [origin.row() for origin in table], ORIGIN_COLUMNS, origin_table(table)
+    click.echo("\n".join(lines))
     if out is not None:
-        write_csv(ORIGIN_COLUMNS, [origin.row() for origin in table], out)
+        write_csv(columns, rows, out)
         click.echo(f"Table: {out}")
     click.echo(left_out_sentence({RUN_FOLDERS: len(left_out)}))
 

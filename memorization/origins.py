@@ -1,17 +1,27 @@
 """What runs were made with, and how long they took: commit, machine, torch, threads, seconds."""
 
+import contextlib
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dnnlib.util import format_time
-from memorization.runs import Run
+from memorization.runs import Run, trained_nimg
+from memorization.search.learning_rate import last_loss
 from training.run.sessions import KEYS, recorded_sessions
 
 ORIGIN_COLUMNS = (
     "folder", *KEYS, "runs", "training_sec", "runs_without_time", "measurements", "measuring_sec",
     "measurements_without_time", "runs_not_measured",
+)  # fmt: skip
+# Of one run. `nimg`, `epochs`: images and epochs of training so far; `loss`: mean over the last quarter of it;
+# `snapshot_nimg` and what follows: the measured snapshot that memorizes most, for which the run stands on a curve.
+ONE_RUN_COLUMNS = (
+    "folder", "run", "size", "seed", "lr", "nimg", "epochs", "loss", "snapshot_nimg", "num_memorized", "num_samples",
+    "ratio", *KEYS, "training_sec", "measuring_sec",
 )  # fmt: skip
 UNKNOWN = "not recorded"
 
@@ -41,8 +51,7 @@ class Origin:
     @property
     def measuring(self) -> list[float]:
         """Seconds of generating and comparing the images of each measurement; of those alone that record it."""
-        seconds = (record.get("seconds") for record in self.measurements)
-        return [float(s) for s in seconds if isinstance(s, int | float) and math.isfinite(s)]
+        return _measuring(self.measurements)
 
     def row(self) -> list[Any]:
         """Of ORIGIN_COLUMNS."""
@@ -64,6 +73,43 @@ def origins(runs: Iterable[tuple[str, Run]]) -> list[Origin]:
     return list(found.values())
 
 
+def run_row(folder: str, run: Run) -> list[Any]:
+    """Of ONE_RUN_COLUMNS, for a run at or below `folder`, as that was given. What is not recorded is None."""
+    nimg = trained_nimg(run.path) or None
+    loss = None
+    with contextlib.suppress(ValueError, IndexError):  # it has none there, or no statistics
+        loss = last_loss(run)
+    measured = [run.nimg, run.num_memorized, run.num_samples, run.ratio] if run.counted else [None] * 4
+    sessions = recorded_sessions(run.options)
+    times = _measuring(run.records)
+    seconds = round(sum(times), 1) if times and len(times) == len(run.records) else None
+    return [
+        folder, Path(os.path.relpath(run.path, folder)).as_posix(), run.size, run.options.get("seed"),
+        run.command.get("lr"), nimg, nimg and nimg / run.size, loss, *measured,
+        *(_values([session.get(key) for session in sessions]) for key in KEYS),
+        run.seconds and round(run.seconds, 1), seconds,
+    ]  # fmt: skip
+
+
+def run_table(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The lines of a table of `run_row` for people to read, without what is long and the same for most."""
+    shown = ["folder", "run", "size", "seed", "lr", "epochs", "loss", "num_memorized", "num_samples", "ratio", "commit"]
+    where = [ONE_RUN_COLUMNS.index(name) for name in shown]
+    cells = [[_cell(row[i]) for i in where] for row in rows]
+    return _columns([["|D|" if name == "size" else name for name in shown], *cells])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _measuring(records: Iterable[dict[str, Any]]) -> list[float]:
+    seconds = (record.get("seconds") for record in records)
+    return [float(s) for s in seconds if isinstance(s, int | float) and math.isfinite(s)]
+
+
 def _values(values: Sequence[Any]) -> str:
     """What the sessions of a run had, each value once where it follows itself."""
     texts = [UNKNOWN if value is None else str(value) for value in values]
@@ -78,7 +124,11 @@ def origin_table(found: Sequence[Origin]) -> list[str]:
         times = _time(origin.training, len(origin.runs)), _time(origin.measuring, len(origin.measurements))
         count = str(len(origin.runs)) + (f" ({origin.unmeasured} not measured)" if origin.unmeasured else "")
         rows.append([origin.folder, *origin.made_with, count, *times])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 

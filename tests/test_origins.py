@@ -29,6 +29,14 @@ def write(folder, sessions, seconds, measured=(1.5,)):
     (folder / "mem_traj.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def write_unmeasured(folder):
+    """A run of half a minute that was trained, to choose a learning rate, and not measured."""
+    write(folder, [session("aaa")], 30.0)
+    options = json.loads((folder / "training_options.json").read_text())
+    (folder / "training_options.json").write_text(json.dumps(options | {"command": {"lr": 0.1}}))
+    (folder / "mem_traj.jsonl").unlink()
+
+
 def rows_of(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -41,10 +49,7 @@ def test_a_line_for_each_way_of_training(tmp_path, run_cli):
     write(tmp_path / "depth/1", [session("aaa")], None, measured=(None, 4.0))
     (tmp_path / "depth/empty").mkdir()
     (tmp_path / "depth/empty/training_options.json").write_text("{}")
-    write(tmp_path / "depth/tune", [session("aaa")], 30.0)
-    options = json.loads((tmp_path / "depth/tune/training_options.json").read_text())
-    (tmp_path / "depth/tune/training_options.json").write_text(json.dumps(options | {"command": {"lr": 0.1}}))
-    (tmp_path / "depth/tune/mem_traj.jsonl").unlink()
+    write_unmeasured(tmp_path / "depth/tune")
     out = tmp_path / "origins.csv"
     text = run_cli(emm.main, ["runs", tmp_path / "width", tmp_path / "depth", f"--out={out}"]).output
     rows = rows_of(out)
@@ -67,6 +72,29 @@ def test_older_folders_do_not_say(tmp_path, run_cli):
     (row,) = rows_of(tmp_path / "o.csv")
     assert (row["commit"], row["torch"], row["threads"], row["machine"]) == ("ccc-dirty", "2.1", "2", "not recorded")
     assert row["runs_without_time"] == row["measurements_without_time"] == "1" and text.count("not recorded") >= 3
+
+
+def test_a_line_for_each_run(tmp_path, run_cli):
+    """Counts of the snapshot that memorizes most, the loss of the last quarter, and nothing where nothing is known."""
+    write(tmp_path / "a/2", [session("aaa")], 61.5, measured=(2.0, 3.0))
+    write(tmp_path / "a/1", [session("aaa"), session("bbb", from_kimg=5)], None, measured=(None,))
+    write_unmeasured(tmp_path / "a/tune")
+    write_run(tmp_path / "b", 20, [3, 8, 6], command={"lr": 0.01}, seed=7, sessions=[session("ccc")])
+    ticks = [(0.5, 9.0), (0.8, 0.4), (1.0, 0.2)]
+    lines = [{"Progress/kimg": {"mean": kimg}, "Loss/loss": {"mean": loss}} for kimg, loss in ticks]
+    (tmp_path / "b/stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "runs.csv"
+    text = run_cli(emm.main, ["runs", tmp_path / "a", tmp_path / "b", "--per-run", f"--out={out}"]).output
+    rows = {row["run"]: row for row in rows_of(out)}
+    assert list(rows) == ["1", "2", "tune", "."] and [row["folder"] for row in rows.values()].count(str(tmp_path / "a"))
+    assert rows["1"]["commit"] == "aaa, then bbb" and rows["1"]["training_sec"] == rows["1"]["measuring_sec"] == ""
+    assert rows["2"]["measuring_sec"] == "5.0" and rows["2"]["training_sec"] == "61.5" and rows["2"]["loss"] == ""
+    assert rows["tune"]["num_memorized"] == rows["tune"]["ratio"] == "" and rows["tune"]["training_sec"] == "30.0"
+    last = rows["."]
+    assert (last["num_memorized"], last["num_samples"], last["ratio"]) == ("8", "64", "0.125")
+    assert float(last["loss"]) == pytest.approx(0.3)
+    assert (last["size"], last["seed"], last["lr"], last["nimg"], last["epochs"]) == ("20", "7", "0.01", "1000", "50.0")
+    assert "|D|" in text and text.count(" - ") >= 6 and "Left out: nothing" in text
 
 
 def test_no_run(tmp_path, run_cli):

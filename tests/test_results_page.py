@@ -99,6 +99,22 @@ def test_a_wrong_digit_is_seen(shown, cell, right):
     assert agrees(shown, cell) is right
 
 
+def test_tables_are_the_ratios_of_their_runs():
+    """Each line and size of which results/runs.csv has the runs has their mean ratio, and no other number of runs."""
+    counts: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
+    with open(DOCS / "results/runs.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            line = row["folder"], row["run"].rpartition("/")[0], row["size"]
+            counts.setdefault(line, []).append((int(row["num_memorized"]), int(row["num_samples"])))
+    assert len(counts) > 80
+    for (table, line, size), runs in counts.items():
+        memorized, samples = map(sum, zip(*runs, strict=True))
+        with open(DOCS / f"results/{table}.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["size"] == size]
+        found = [float(row["ratio"]) for row in rows if row["runs"] == str(len(runs))]
+        assert any(abs(ratio - memorized / samples) < 1e-9 for ratio in found), f"{table}: {line}, |D| = {size}"
+
+
 def test_every_table_is_on_the_page():
     mentioned = PAGE + (DOCS / "outliers.md").read_text() + (DOCS / "time-scales.md").read_text()
     mentioned += (DOCS / "agreement.md").read_text()

@@ -682,7 +682,7 @@ def list_origins(folders: tuple[str, ...], per_run: bool, out: str | None) -> No
     not committed.
 
     With --per-run each run has a line of its own: |D|, training seed, learning rate, epochs so far, mean training loss
-    over the last quarter, and how many of how many images its snapshot of most memorization copied; the CSV has images
+    over the last quarter, and how many of its images the snapshot that memorizes most has copied; the CSV has images
     seen, machine and seconds, too. What is not recorded, or not measured, is "-", and empty in the CSV.
 
     Examples:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.util import format_time
-from memorization.runs import Run, trained_nimg
+from memorization.runs import Run
 from memorization.search.learning_rate import last_loss
 from training.run.sessions import KEYS, recorded_sessions
 
@@ -75,9 +75,9 @@ def origins(runs: Iterable[tuple[str, Run]]) -> list[Origin]:
 
 def run_row(folder: str, run: Run) -> list[Any]:
     """Of ONE_RUN_COLUMNS, for a run at or below `folder`, as that was given. What is not recorded is None."""
-    nimg = trained_nimg(run.path) or None
+    nimg = round(1000 * run.statistics[-1]["Progress/kimg"]) if run.statistics else None
     loss = None
-    with contextlib.suppress(ValueError, IndexError):  # it has none there, or no statistics
+    with contextlib.suppress(ValueError):  # it recorded none there
         loss = last_loss(run)
     measured = [run.nimg, run.num_memorized, run.num_samples, run.ratio] if run.counted else [None] * 4
     sessions = recorded_sessions(run.options)

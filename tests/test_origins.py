@@ -86,7 +86,8 @@ def test_a_line_for_each_run(tmp_path, run_cli):
     out = tmp_path / "runs.csv"
     text = run_cli(emm.main, ["runs", tmp_path / "a", tmp_path / "b", "--per-run", f"--out={out}"]).output
     rows = {row["run"]: row for row in rows_of(out)}
-    assert list(rows) == ["1", "2", "tune", "."] and [row["folder"] for row in rows.values()].count(str(tmp_path / "a"))
+    assert list(rows) == ["1", "2", "tune", "."]
+    assert [row["folder"] for row in rows.values()] == [str(tmp_path / "a")] * 3 + [str(tmp_path / "b")]
     assert rows["1"]["commit"] == "aaa, then bbb" and rows["1"]["training_sec"] == rows["1"]["measuring_sec"] == ""
     assert rows["2"]["measuring_sec"] == "5.0" and rows["2"]["training_sec"] == "61.5" and rows["2"]["loss"] == ""
     assert rows["tune"]["num_memorized"] == rows["tune"]["ratio"] == "" and rows["tune"]["training_sec"] == "30.0"

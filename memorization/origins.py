@@ -75,7 +75,8 @@ def origins(runs: Iterable[tuple[str, Run]]) -> list[Origin]:
 
 def run_row(folder: str, run: Run) -> list[Any]:
     """Of ONE_RUN_COLUMNS, for a run at or below `folder`, as that was given. What is not recorded is None."""
-    nimg = round(1000 * run.statistics[-1]["Progress/kimg"]) if run.statistics else None
+    nimg = 1000 * run.statistics[-1]["Progress/kimg"] if run.statistics else None
+    nimg = round(nimg) if nimg is not None and math.isfinite(nimg) else None
     loss = None
     with contextlib.suppress(ValueError):  # it recorded none there
         loss = last_loss(run)
@@ -102,7 +103,7 @@ def run_table(rows: Sequence[Sequence[Any]]) -> list[str]:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())  # in one line, whatever it is
 
 
 def _measuring(records: Iterable[dict[str, Any]]) -> list[float]:

@@ -274,6 +274,29 @@ def _read_statistics(folder: Path) -> list[dict[str, float]]:
     return entries
 
 
+def read_options(path: Path) -> dict[str, Any]:
+    """The training options of the run folder `path`, which say |D| and how many images the run is to see.
+
+    Raises
+    ------
+    OSError
+        If they cannot be read.
+    ValueError
+        If they do not say so.
+    """
+    try:
+        options = parse_json((path / OPTIONS).read_bytes())
+        size, total_nimg = options["dataset_kwargs"]["max_size"], options["total_nimg"]
+        if type(size) is not int or not 1 <= size < 2**53 or not math.isfinite(total_nimg):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise ValueError(
+            f'"{path / OPTIONS}" does not say dataset_kwargs.max_size (|D|) and total_nimg; '
+            "name folders that train.py has written."
+        ) from None
+    return options
+
+
 def read_run(path: str | os.PathLike) -> Run:
     """Read a measured run.
 
@@ -290,16 +313,8 @@ def read_run(path: str | os.PathLike) -> Run:
     path = Path(path)
     if not (path / OPTIONS).exists() and (records := _other_records(path)):
         return _other_run(path, records)
-    try:
-        options = parse_json((path / OPTIONS).read_bytes())
-        size, total_nimg = options["dataset_kwargs"]["max_size"], options["total_nimg"]
-        if type(size) is not int or size < 1 or not math.isfinite(total_nimg):
-            raise ValueError
-    except (ValueError, TypeError, KeyError, OverflowError):
-        raise ValueError(
-            f'"{path / OPTIONS}" does not say dataset_kwargs.max_size (|D|) and total_nimg; '
-            "name folders that train.py has written."
-        ) from None
+    options = read_options(path)
+    size = options["dataset_kwargs"]["max_size"]
     if not isinstance(options.get("network_kwargs", {}), dict):
         raise ValueError(f'"{path / OPTIONS}" holds network_kwargs that are no JSON object.')
 
@@ -469,6 +484,6 @@ def trained_nimg(path: Path) -> int:
     except FileNotFoundError:
         return 0
     for line in reversed(lines):
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be half written
+        with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):  # the last one may be half written
             return round(1000 * json.loads(line)["Progress/kimg"]["mean"])
     return 0

@@ -72,6 +72,8 @@ def test_runs_that_cannot_be_compared_are_refused(other, message, run_cli, tmp_p
 
 def test_a_folder_that_is_no_run(run_cli, tmp_path):
     (tmp_path / "training_options.json").write_text("[1]")
+    assert "name folders that train.py has written" in run_cli(learning_rate.main, [str(tmp_path)], code=1).stderr
+    (tmp_path / "training_options.json").write_text('{"dataset_kwargs": {"max_size": 10}, "total_nimg": 100}')
     assert "train it anew" in run_cli(learning_rate.main, [str(tmp_path)], code=1).stderr
     assert "training_options.json" in run_cli(learning_rate.main, [str(tmp_path / "x")], code=1).stderr
 

@@ -98,6 +98,20 @@ def test_a_line_for_each_run(tmp_path, run_cli):
     assert "|D|" in text and text.count(" - ") >= 6 and "Left out: nothing" in text
 
 
+def test_options_of_no_size_are_left_out(tmp_path, run_cli):
+    """A line for each of what cannot be read, measured or not, and none of them ends the table."""
+    for i, changes in enumerate([{"dataset": {"max_size": 10**400}}, {"dataset": {"max_size": "10"}}, {}]):
+        write_run(tmp_path / str(i), 10, [5], seed="a\nb", **changes)
+    write_unmeasured(tmp_path / "3")
+    options = json.loads((tmp_path / "3/training_options.json").read_text())
+    (tmp_path / "3/training_options.json").write_text(json.dumps(options | {"dataset_kwargs": {}}))
+    (tmp_path / "2/stats.jsonl").write_text('{"Progress/kimg": {"mean": 1e308}}\n')
+    text = run_cli(emm.main, ["runs", tmp_path, "--per-run", f"--out={tmp_path / 'o.csv'}"]).output
+    (row,) = rows_of(tmp_path / "o.csv")
+    assert (row["run"], row["nimg"], row["epochs"]) == ("2", "", "")
+    assert text.count("max_size") == 2 and "Left out: 3 run folders" in text and "a b" in text
+
+
 def test_no_run(tmp_path, run_cli):
     assert "No run found" in run_cli(emm.main, ["runs", tmp_path], code=1).output
 

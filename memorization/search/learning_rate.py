@@ -16,8 +16,7 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import report_errors
-from dnnlib.limits import parse_json
-from memorization.runs import HOW_RUN, OPTIONS, Run
+from memorization.runs import HOW_RUN, OPTIONS, Run, read_options
 from memorization.search.job import LENGTHS
 from training.run.state import has_diverged, read_run_state
 
@@ -41,8 +40,8 @@ def read_training(path: Path) -> Run:
     OSError, ValueError
         If the folder is none of train.py.
     """
-    options = parse_json((path / OPTIONS).read_bytes())
-    if not isinstance(options, dict) or not isinstance(options.get("command"), dict):
+    options = read_options(path)
+    if not isinstance(options.get("command"), dict):
         raise ValueError(f'"{path / OPTIONS}" does not say with which options the run was trained; train it anew.')
     return Run(path, options, state=read_run_state(path))
 

@@ -681,9 +681,11 @@ def list_origins(folders: tuple[str, ...], per_run: bool, out: str | None) -> No
     learning rate, say) count, too, and are said. A commit that ends in -dirty had changes that were
     not committed.
 
-    With --per-run each run has a line of its own: |D|, training seed, learning rate, epochs so far, mean training loss
-    over the last quarter, and how many of its images the snapshot that memorizes most has copied; the CSV has images
-    seen, machine and seconds, too. What is not recorded, or not measured, is "-", and empty in the CSV.
+    With --per-run each run has a line of its own, under each of the folders below which it lies: |D|, training seed,
+    learning rate, epochs so far, training loss (mean of the ticks of the last quarter), how many of its images the
+    snapshot that memorizes most has copied, and what is particular about that ratio (adaptive, another reference, one
+    class). The CSV has images seen, machine and seconds, too. What is not recorded, or not measured, is "-", and empty
+    in the CSV.
 
     Examples:
 
@@ -702,10 +704,10 @@ def list_origins(folders: tuple[str, ...], per_run: bool, out: str | None) -> No
         for path in [*paths, *missing]:
             try:
                 run = read_run(path) if path not in missing else read_training(path)
-                if run.seconds is None and path in missing:  # nothing was trained; of files that may be damaged
+                if run.seconds is None and path in missing:  # nothing was trained
                     raise ValueError(missing[path])
             except (ValueError, OSError) as err:
-                left_out[str(path)] = missing.get(path, str(err))
+                left_out[str(path)] = str(err).rstrip(".")
             else:
                 found.append((folder, run))
     for path, reason in left_out.items():

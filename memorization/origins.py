@@ -17,11 +17,13 @@ ORIGIN_COLUMNS = (
     "folder", *KEYS, "runs", "training_sec", "runs_without_time", "measurements", "measuring_sec",
     "measurements_without_time", "runs_not_measured",
 )  # fmt: skip
-# Of one run. `nimg`, `epochs`: images and epochs of training so far; `loss`: mean over the last quarter of it;
-# `snapshot_nimg` and what follows: the measured snapshot that memorizes most, for which the run stands on a curve.
+# Of one run. `nimg`, `epochs`: images and epochs of training so far; `loss`: mean of the ticks of its last quarter;
+# `snapshot_nimg` and what follows: the measured snapshot that memorizes most, for which the run stands on a curve;
+# `ratio_of`: what is particular about that measurement, "adaptive" (it ended as soon as a side of a bar was clear),
+# "other reference" (not the training set), "class 3"; empty for the ratio of all images against the training set.
 ONE_RUN_COLUMNS = (
     "folder", "run", "size", "seed", "lr", "nimg", "epochs", "loss", "snapshot_nimg", "num_memorized", "num_samples",
-    "ratio", *KEYS, "training_sec", "measuring_sec",
+    "ratio", "ratio_of", *KEYS, "training_sec", "measuring_sec",
 )  # fmt: skip
 UNKNOWN = "not recorded"
 
@@ -80,13 +82,15 @@ def run_row(folder: str, run: Run) -> list[Any]:
     loss = None
     with contextlib.suppress(ValueError):  # it recorded none there
         loss = last_loss(run)
-    measured = [run.nimg, run.num_memorized, run.num_samples, run.ratio] if run.counted else [None] * 4
+    measured = [run.nimg, run.num_memorized, run.num_samples, run.ratio, _ratio_of(run)] if run.counted else [None] * 5
+    if not run.options["total_nimg"]:  # of another program, of whose training nothing is known
+        measured[0] = None
     sessions = recorded_sessions(run.options)
     times = _measuring(run.records)
     seconds = round(sum(times), 1) if times and len(times) == len(run.records) else None
     return [
-        folder, Path(os.path.relpath(run.path, folder)).as_posix(), run.size, run.options.get("seed"),
-        run.command.get("lr"), nimg, nimg and nimg / run.size, loss, *measured,
+        folder, Path(os.path.relpath(run.path, folder)).as_posix(), run.size, _number(run.options.get("seed")),
+        _number(run.command.get("lr")), nimg, nimg and nimg / run.size, loss, *measured,
         *(_values([session.get(key) for session in sessions]) for key in KEYS),
         run.seconds and round(run.seconds, 1), seconds,
     ]  # fmt: skip
@@ -94,16 +98,33 @@ def run_row(folder: str, run: Run) -> list[Any]:
 
 def run_table(rows: Sequence[Sequence[Any]]) -> list[str]:
     """The lines of a table of `run_row` for people to read, without what is long and the same for most."""
-    shown = ["folder", "run", "size", "seed", "lr", "epochs", "loss", "num_memorized", "num_samples", "ratio", "commit"]
+    shown = "folder run size seed lr epochs loss num_memorized num_samples ratio ratio_of commit".split()
     where = [ONE_RUN_COLUMNS.index(name) for name in shown]
     cells = [[_cell(row[i]) for i in where] for row in rows]
     return _columns([["|D|" if name == "size" else name for name in shown], *cells])
 
 
+def _ratio_of(run: Run) -> str | None:
+    of_class = run.best_record.get("class")
+    kinds = {
+        "adaptive": run.adaptive,
+        "other reference": run.other_reference,
+        f"class {of_class}": of_class is not None,
+    }
+    return ", ".join(name for name, holds in kinds.items() if holds) or None
+
+
+def _number(value: Any) -> int | float | None:
+    """A recorded number; None for what is none, from damaged files."""
+    return value if type(value) in (int, float) and abs(value) < 1 << 64 else None
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())  # in one line, whatever it is
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _measuring(records: Iterable[dict[str, Any]]) -> list[float]:

@@ -323,7 +323,7 @@ def _wrong_entry(record: dict[str, Any]) -> str | None:
         if key in record and not isinstance(record[key], kind):
             return key
     for key in ("kimg", "seconds"):
-        if not math.isfinite(record.get(key) or 0):
+        if not abs(record.get(key) or 0) < 1 << 53:  # NaN, too
             return key
     samples = record.get("num_samples", math.inf)
     if samples < 1 or (samples > 1 << 53 and samples != math.inf):

@@ -266,7 +266,7 @@ def _read_statistics(folder: Path) -> list[dict[str, float]]:
         try:
             content = parse_json(line).items()
             means = {name: float(value["mean"]) for name, value in content if isinstance(value, dict)}
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             continue
         means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
         if "Progress/kimg" in means:
@@ -312,7 +312,11 @@ def read_run(path: str | os.PathLike) -> Run:
     """
     path = Path(path)
     if not (path / OPTIONS).exists() and (records := _other_records(path)):
-        return _other_run(path, records)
+        try:
+            return _other_run(path, records)
+        except (KeyError, TypeError, AttributeError):
+            what = "lacks what mem_ratio.py writes of images and models of other programs"
+            raise ValueError(f'"{jsonl_path(path / LOG)}" {what}; measure them again.') from None
     options = read_options(path)
     size = options["dataset_kwargs"]["max_size"]
     if not isinstance(options.get("network_kwargs", {}), dict):
@@ -396,8 +400,11 @@ def _other_run(path: Path, records: list[dict[str, Any]]) -> Run:
     options = {
         "dataset_kwargs": {"path": last["reference"], "max_size": last["reference_size"]},
         "dataset_sha256": last["reference_sha256"], "total_nimg": 0, "network_kwargs": {},
-        "source": last["source"]["kind"], **(last.get("labels") or {}),
+        "source": last["source"]["kind"],
     }  # fmt: skip
+    options = {**(last.get("labels") or {}), **options}  # labels name factors, not what the run is
+    if type(last["reference_size"]) is not int or last["reference_size"] < 1:
+        raise TypeError
     counted = {record["snapshot"]: record for record in records}  # the last measurement of each source
     return Run(path, options, tuple(records), tuple(sorted(counted.values(), key=lambda r: r["kimg"])))
 

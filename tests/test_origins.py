@@ -63,7 +63,7 @@ def test_a_line_for_each_way_of_training(tmp_path, run_cli):
     assert [row["runs_without_time"] for row in rows] == ["0", "0", "1"]
     assert [row["measurements_without_time"] for row in rows] == ["0", "0", "1"]
     assert "2m 42s" in text and "4s (1 of 2 recorded)" in text and text.endswith("Left out: 1 run folder.\n")
-    assert text.count("\n") == 7 and "not measured yet" in text
+    assert text.count("\n") == 7 and "does not say dataset_kwargs.max_size" in text
 
 
 def test_older_folders_do_not_say(tmp_path, run_cli):
@@ -109,7 +109,27 @@ def test_options_of_no_size_are_left_out(tmp_path, run_cli):
     text = run_cli(emm.main, ["runs", tmp_path, "--per-run", f"--out={tmp_path / 'o.csv'}"]).output
     (row,) = rows_of(tmp_path / "o.csv")
     assert (row["run"], row["nimg"], row["epochs"]) == ("2", "", "")
-    assert text.count("max_size") == 2 and "Left out: 3 run folders" in text and "a b" in text
+    assert text.count("max_size") == 3 and "Left out: 3 run folders" in text and row["seed"] == ""
+
+
+def test_ratios_of_another_kind_say_so(tmp_path, run_cli):
+    """Adaptive, of one class, against other images; and of another program, nothing of whose training is known."""
+    for name, changes in {"a": {"adaptive": {"level": 0.9}}, "b": {"class": 3, "other_reference": True}}.items():
+        write_run(tmp_path / name, 10, [5])
+        record = json.loads((tmp_path / name / "mem_traj.jsonl").read_text())
+        (tmp_path / name / "mem_traj.jsonl").write_text(json.dumps(record | changes) + "\n")
+    record |= {"source": {"kind": "images"}, "reference": "x.zip", "reference_size": 7, "reference_sha256": "0"}
+    (tmp_path / "c").mkdir()
+    labels = {"labels": {"dataset_kwargs": 5, "seed": "s"}}  # may not replace what the run is
+    (tmp_path / "c/mem_traj.jsonl").write_text(json.dumps(record | labels) + "\n")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/mem_traj.jsonl").write_text(json.dumps(record | {"labels": "x"}) + "\n")
+    text = run_cli(emm.main, ["runs", tmp_path, "--per-run", f"--out={tmp_path / 'o.csv'}"]).output
+    rows = {row["run"]: row for row in rows_of(tmp_path / "o.csv")}
+    kinds = {name: row["ratio_of"] for name, row in rows.items()}
+    assert kinds == {"a": "adaptive", "b": "other reference, class 3", "c": ""}
+    assert (rows["c"]["size"], rows["c"]["snapshot_nimg"], rows["c"]["seed"]) == ("7", "", "")
+    assert "measure them again" in text and "Left out: 1 run folder" in text
 
 
 def test_no_run(tmp_path, run_cli):

@@ -427,7 +427,7 @@ def _walk(top: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
             continue  # as os.walk does
-        yield folder, [entry.name for entry in entries if not entry.is_dir()]
+        yield folder, [entry.name for entry in entries if entry.is_file()]  # a named pipe would be waited for
         for entry in entries:
             if entry.is_dir():
                 (links if entry.is_symlink() else waiting).append(entry.path)
@@ -484,12 +484,11 @@ def other_measurements(runs: Iterable[Run]) -> int:
 
 def trained_nimg(path: Path) -> int:
     """Images that a run has been trained on so far, by the last line of its stats.jsonl; 0 before there is one."""
-    try:
-        with open(path / STATISTICS, "rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - (1 << 14), 0))
-            lines = file.read().splitlines()
-    except FileNotFoundError:
+    if not (path / STATISTICS).is_file():
         return 0
+    with open(path / STATISTICS, "rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - (1 << 14), 0))
+        lines = file.read().splitlines()
     for line in reversed(lines):
         with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):  # the last one may be half written
             return round(1000 * json.loads(line)["Progress/kimg"]["mean"])

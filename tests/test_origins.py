@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 from builders import write_run
@@ -11,6 +12,7 @@ import emm
 import mem_ratio
 import train
 from dnnlib.versions import versions
+from memorization.runs import trained_nimg
 from torch_utils.machine import machine_name
 
 
@@ -159,3 +161,20 @@ def test_training_and_measuring_record_where_and_how_long(small_zip, tmp_path, r
                          "--resume", sorted(run.glob("training-state-*.pt"))[-1]])  # fmt: skip
     (only,) = json.loads((tmp_path / "other/training_options.json").read_text())["sessions"]
     assert only["from_kimg"] == pytest.approx(1.02, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["training_options.json", "stats.jsonl", "mem_traj.jsonl"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_in_place_of_a_file_counts_as_missing(tmp_path, run_cli, name, make):
+    write(tmp_path / "good", [session("aaa")], 10.0)
+    write(tmp_path / "other", [session("aaa")], 30.0)
+    path, out = tmp_path / "other" / name, tmp_path / "origins.csv"
+    path.unlink()
+
+    def listed():
+        text = run_cli(emm.main, ["runs", tmp_path, f"--out={out}"]).output
+        return text, rows_of(out), trained_nimg(path.parent)
+
+    missing = listed()
+    make(path)  # a pipe that nobody writes to would be waited for without end
+    assert listed() == missing and "10" in missing[1][0]["training_sec"]

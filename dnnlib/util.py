@@ -89,6 +89,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = True
 
     Readers see the old file or the new one, never a part; after an error nothing is left behind, and an OSError
     names `path`. `durable=False` does not wait for the disk: for thousands of files that can be made again.
+    Text is UTF-8; of a file's name that is not, the bytes are written as escapes, such as ``\\udcff``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,8 +101,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "wb", durable: bool = True
     try:
         umask = os.umask(0)
         os.umask(umask)
+        how = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
         os.fchmod(fd, 0o666 & ~umask)  # mkstemp makes private files; a result is an ordinary one
-        with os.fdopen(fd, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+        with os.fdopen(fd, mode, **how) as file:
             yield file
             file.flush()
             if durable:

@@ -178,3 +178,12 @@ def test_a_pipe_or_a_folder_in_place_of_a_file_counts_as_missing(tmp_path, run_c
     missing = listed()
     make(path)  # a pipe that nobody writes to would be waited for without end
     assert listed() == missing and "10" in missing[1][0]["training_sec"]
+
+
+def test_names_of_folders_that_are_no_text(tmp_path, run_cli):
+    names = [os.fsdecode(b"a\xff"), "b\rc", "d\ne", 'f,"g']
+    for name in names:
+        write(tmp_path / "runs" / name, [session("aaa")], 10.0)
+    out = tmp_path / "runs.csv"
+    run_cli(emm.main, ["runs", tmp_path / "runs", "--per-run", f"--out={out}"])
+    assert sorted(row["run"] for row in rows_of(out)) == ["a\\udcff", "b\\rc", "d\ne", 'f,"g']

@@ -303,4 +303,5 @@ def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: str |
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(rows)
+        for row in rows:  # csv.writer quotes a "\n", but no "\r", which ends a line for readers, too
+            writer.writerow([cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row])

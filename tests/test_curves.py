@@ -15,6 +15,7 @@ import emm as cli
 from memorization.curve.emm import emm_crossings, emm_estimate
 from memorization.curve.factors import NOT_RECORDED, differing_keys, factor_values, group_by, readable
 from memorization.curve.figures import curve_figure, line_styles, trajectory_figure
+from memorization.curve.files import read_curve_csv, write_curve_csv
 from memorization.curve.lines import curve_lines, curve_points, line_notes, trajectories
 from memorization.curve.rising import rises
 from memorization.runs import Run, read_run
@@ -635,6 +636,40 @@ def test_legend_names_every_line(tmp_path):
     assert labels[0] == "8:  below 16  [below 16] images only" and "95 %" not in text
     for label in labels:
         assert f"<!-- {label} -->" in text
+
+
+@pytest.mark.parametrize("interpolation", ["logit", "linear"])
+def test_a_line_passes_where_emm_is(tmp_path, interpolation):
+    """Of two sizes the fit passes through both ratios: the drawn line has the level at EMM, markers at the sizes."""
+    [line], _ = curve_lines(points(study(tmp_path / "runs", {16: [0.99, 0.6]})), interpolation=interpolation)
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memorization.curve.figures.save_figure", lambda fig, path: drawn.append(fig))
+        curve_figure([line], tmp_path / "c.png")
+    curve = drawn[0].axes[0].containers[0].lines[0]
+    x, y = curve.get_data()
+    assert x[:: curve.get_markevery()] == pytest.approx([16, 64])
+    assert y[:: curve.get_markevery()] == pytest.approx([99, 60])
+    assert np.interp(np.log(line.emm.size), np.log(x), y) == pytest.approx(90, abs=0.3)
+    write_curve_csv([line], tmp_path / "c.csv")
+    [again] = read_curve_csv(tmp_path / "c.csv")
+    assert again.interpolation == interpolation
+    for name, each in {"a": line, "b": again}.items():
+        curve_figure([each], tmp_path / f"{name}.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_line_that_reaches_all_or_nothing_is_drawn(tmp_path):
+    lines, _ = curve_lines(
+        points(study(tmp_path / "runs", {16: [1.0, 0.0], 32: [0.0, 0.0], 64: [1.0, 1.0]})), "num_channels"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = []
+        patch.setattr("memorization.curve.figures.save_figure", lambda fig, path: drawn.append(fig))
+        curve_figure(lines, tmp_path / "c.png", by="num_channels")
+    for container, ends in zip(drawn[0].axes[0].containers, [(100, 0), (0, 0), (100, 100)], strict=True):
+        y = container.lines[0].get_ydata()
+        assert (y[0], y[-1]) == ends and np.isfinite(y).all() and (0 <= y).all() and (y <= 100).all()
 
 
 def test_lines_of_one_size_stand_beside_each_other(tmp_path):

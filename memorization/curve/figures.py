@@ -22,6 +22,7 @@ _COLORS = ("#0072B2", "#E69F00", "#007A5A", "#CC79A7", "#8C3B00", "#56B4E9", "#0
 _MARKERS = "osD^vPX*h"
 _WIDTH = 5.6  # inches
 _DASHES = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1.2)))
+_STEPS = 16  # of a drawn line from point to point
 _R_MEM = r"memorization ratio $\mathcal{R}_\mathrm{mem}$ (%)"
 
 
@@ -34,9 +35,11 @@ def curve_figure(
 ) -> None:
     """Draw R_mem in % over |D| on a logarithmic axis, a line per value, with intervals, the level and EMM.
 
-    Several lines of one and the same |D| are drawn over their values instead. Where a line crosses the level, a dotted
-    line leads down to its EMM. Of a single line EMM stands above the figure, of several in the legend. The suffix of
-    `path` chooses the format (png, pdf, svg, ...); the file appears complete or not at all.
+    Several lines of one and the same |D| are drawn over their values instead. From size to size a line is straight as
+    EMM is read: in logit R_mem over log |D|, or in R_mem. Where EMM is, a dotted line leads down from the level; the
+    drawn line passes there if the fit passes through its points. Of a single line EMM stands above the figure, of
+    several in the legend. The suffix of `path` chooses the format (png, pdf, svg, ...); the file appears complete or
+    not at all.
 
     Raises
     ------
@@ -70,11 +73,12 @@ def curve_figure(
     _level_line(ax, level)
 
     for line, label, style in zip(lines, labels, line_styles([line.value for line in lines])):
-        ratio = 100 * np.array([p.ratio for p in line.points])
-        error = np.abs(100 * np.array([p.interval for p in line.points]).T - ratio)  # [2, points], down and up
+        sizes, ratio = _path(line)
+        error = np.zeros((2, len(sizes)))  # down and up
+        error[:, ::_STEPS] = np.abs(np.array([p.interval for p in line.points]).T - ratio[::_STEPS])
         ax.errorbar(
-            [p.size for p in line.points], ratio, yerr=error, capsize=2.5, elinewidth=1.1, linewidth=1.6, zorder=3,
-            label=label, **style,
+            sizes, 100 * ratio, yerr=100 * error, errorevery=_STEPS, markevery=_STEPS, capsize=2.5, elinewidth=1.1,
+            linewidth=1.6, zorder=3, label=label, **style,
         )  # fmt: skip
         if line.emm.verdict == "at":
             color = style["color"] if several else _RED
@@ -90,6 +94,23 @@ def curve_figure(
         title = title or (f"{by} = {lines[0].name}" if by else None)
     _title(fig, ax, title, beside_legend=several)
     save_figure(fig, path)
+
+
+def _path(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """|D| and R_mem from point to point, each followed by _STEPS - 1 between it and the next, straight as EMM is read.
+
+    A ratio of 0 or 1 has no finite logit; between the points half an image stands for none.
+    """
+    number = np.arange(_STEPS * (len(line.points) - 1) + 1) / _STEPS
+    known = np.arange(len(line.points))
+    ratio, samples = np.array([[p.ratio, p.num_samples] for p in line.points], dtype=float).T
+    sizes = np.exp(np.interp(number, known, np.log([p.size for p in line.points])))
+    if line.interpolation == "linear":
+        return sizes, np.interp(number, known, ratio)
+    bounded = np.clip(ratio, 0.5 / samples, 1 - 0.5 / samples)
+    path = 1 / (1 + np.exp(-np.interp(number, known, np.log(bounded / (1 - bounded)))))
+    path[::_STEPS] = ratio
+    return sizes, path
 
 
 def _over_values(lines: Sequence[Line], path: str | os.PathLike, by: str | None, title: str | None) -> None:

@@ -16,14 +16,25 @@ import numpy as np
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
 from memorization.curve.emm import emm_text, parse_emm
-from memorization.curve.lines import AXES, IMAGES, RUNS, Band, CurvePoint, Line, Trajectory, line_record, plain_value
+from memorization.curve.lines import (
+    AXES,
+    IMAGES,
+    INTERPOLATIONS,
+    RUNS,
+    Band,
+    CurvePoint,
+    Line,
+    Trajectory,
+    line_record,
+    plain_value,
+)
 from memorization.curve.quality import MEASURES
 from memorization.curve.timescales import Timescales, read_timescales
 
 CURVE_COLUMNS = (
     "line", "size", "epochs", "ratio", "ci_low", "ci_high", "num_memorized", "num_samples", "runs",
     "interval_of", "emm", "emm_low", "emm_high", "level", "confidence",
-    "value",
+    "interpolation", "value",
 )  # fmt: skip
 TRAJECTORY_COLUMNS = ("line", "size", "epochs", "ratio", "low", "high", "runs", "level", "value")
 QUALITY_COLUMNS = ("quality", "quality_low", "quality_high", "measure", "heldout")
@@ -33,17 +44,18 @@ def write_curve_csv(lines: Iterable[Line], path: str | os.PathLike) -> None:
     """One row per point of each line; `line` is empty where there is no factor.
 
     `interval_of` says whether ci_low and ci_high know of training seeds, or of the images of these runs only. EMM of
-    the line and the ends of its interval, the same in each of its rows, may be "below 20.0" or "at least 40.0". `value`
-    is JSON, which tells numbers from text that looks like them; they are drawn in other colours.
+    the line and the ends of its interval, the same in each of its rows, may be "below 20.0" or "at least 40.0"; they
+    are read as `interpolation` says ("logit" in tables from before there was that column). `value` is JSON, which tells
+    numbers from text that looks like them; they are drawn in other colours.
     """
     rows = []
     for line in lines:
-        value = json.dumps(plain_value(line.value))
+        value, how = json.dumps(plain_value(line.value)), line.interpolation
         ends = [emm_text(emm) for emm in (line.emm, line.emm_low, line.emm_high)]
         for p in line.points:
             interval_of = "seeds" if p.seeds_known else IMAGES
             numbers = (getattr(p, name) for name in CURVE_COLUMNS[1:9])
-            rows.append([line.name, *numbers, interval_of, *ends, line.emm.level, line.confidence, value])
+            rows.append([line.name, *numbers, interval_of, *ends, line.emm.level, line.confidence, how, value])
     write_csv(CURVE_COLUMNS, rows, path)
 
 
@@ -93,12 +105,15 @@ def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
     level, confidence = float(first["level"]), float(first["confidence"])
     if not (0 < level < 1 and 0 < confidence < 1):
         raise ValueError("no level or confidence")
+    interpolation = first.get("interpolation") or "logit"
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError("no interpolation")
     emm, emm_low, emm_high = (parse_emm(first[key], level) for key in ("emm", "emm_low", "emm_high"))
     ratios = [p.ratio >= level for p in points]
     return Line(
         value=value, name=name, runs=(), points=tuple(points), emm=emm, emm_low=emm_low, emm_high=emm_high,
         confidence=confidence, seed_sd=None, seeds_from=RUNS if points[0].seeds_known else IMAGES,
-        crossings=sum(a != b for a, b in zip(ratios, ratios[1:])),
+        crossings=sum(a != b for a, b in zip(ratios, ratios[1:])), interpolation=interpolation,
     )  # fmt: skip
 
 

@@ -427,7 +427,8 @@ def _walk(top: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
             continue  # as os.walk does
-        yield folder, [entry.name for entry in entries if entry.is_file()]  # a named pipe would be waited for
+        # A named pipe would be waited for; of a link that leads nowhere whoever reads it says so.
+        yield folder, [entry.name for entry in entries if entry.is_file() or not os.path.exists(entry.path)]
         for entry in entries:
             if entry.is_dir():
                 (links if entry.is_symlink() else waiting).append(entry.path)

@@ -98,7 +98,7 @@ def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
     for row in rows:
         size, memorized, samples, runs = (int(row[key]) for key in ("size", "num_memorized", "num_samples", "runs"))
         epochs, ratio, low, high = (float(row[key]) for key in ("epochs", "ratio", "ci_low", "ci_high"))
-        if not (size > 0 and runs > 0 and 0 <= memorized <= samples and 0 <= low <= ratio <= high <= 1):
+        if not (size > 0 and runs > 0 and 0 <= memorized <= samples > 0 and 0 <= low <= ratio <= high <= 1):
             raise ValueError("numbers that are none of a curve")
         seeds = {"seeds": True, IMAGES: False}[row["interval_of"]]
         points.append(CurvePoint(size, epochs, ratio, low, high, memorized, samples, runs, seeds_known=seeds))

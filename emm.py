@@ -15,7 +15,7 @@ from dnnlib import EasyDict
 from dnnlib.cli import Float, report_errors
 from dnnlib.images import left_out_sentence
 from dnnlib.locks import file_lock
-from dnnlib.util import check_file, check_folder
+from dnnlib.util import check_file, check_folder, printable
 from memorization.curve.agreement import (
     AGREEMENT_COLUMNS,
     agreement_record,
@@ -37,7 +37,6 @@ from memorization.curve.files import (
     read_timescales_csv,
     read_trajectory_csv,
     runs_table,
-    write_csv,
     write_curve_csv,
     write_curve_json,
     write_json,
@@ -55,6 +54,7 @@ from memorization.curve.lines import (
     trajectories,
 )
 from memorization.curve.quality import MEASURES, quality_notes, run_quality
+from memorization.curve.tables import write_csv
 from memorization.curve.timescales import (
     LEVEL,
     RUN_COLUMNS,
@@ -71,10 +71,10 @@ from memorization.measure.posterior import posterior_curves
 from memorization.measure.quality import Measure
 from memorization.origins import ONE_RUN_COLUMNS, ORIGIN_COLUMNS, origin_table, origins, run_row, run_table
 from memorization.plots import check_format, collapse_curve
-from memorization.records import format_int_list
+from memorization.records import format_int_list, jsonl_path
 from memorization.report.folder import read_runs_folder
 from memorization.report.report import only_factor, write_report
-from memorization.runs import OTHER_MEASUREMENTS, RUN_FOLDERS, Run, find_runs, other_measurements, read_run
+from memorization.runs import LOG, OTHER_MEASUREMENTS, RUN_FOLDERS, Run, find_runs, other_measurements, read_run
 from memorization.search.design import MIN_RUNS
 from memorization.search.executors import Executor, LocalExecutor, SubmititExecutor, visible_gpus
 from memorization.search.job import EXIT_STOPPED
@@ -215,6 +215,8 @@ def curve(
         refuse_beside_table(("level", "seed_sd", "interpolation", "keep", "against"), "--by, --title and --out")
         if len(lines := read_curve_csv(from_csv)) > 1 and by is None:
             raise click.UsageError(f'"{from_csv}" has {len(lines)} lines; say --by, the factor that they are of.')
+        for note in line_notes(lines, by):
+            click.echo(f"Note: {note}.", err=True)
         print_curves(lines, by)
         curve_figure(lines, out, by=by, title=title)
         click.echo(f"Figure: {out}")
@@ -703,6 +705,8 @@ def list_origins(folders: tuple[str, ...], per_run: bool, out: str | None) -> No
         paths, missing = find_runs([folder])
         for path in [*paths, *missing]:
             try:
+                if path in missing and os.path.lexists(jsonl_path(path / LOG)):  # measured, and not to be read
+                    raise ValueError(missing[path])
                 run = read_run(path) if path not in missing else read_training(path)
                 if run.seconds is None and path in missing:  # nothing was trained
                     raise ValueError(missing[path])
@@ -929,10 +933,10 @@ def warn_about(differing: Sequence[str], line: str) -> None:
 
 def print_curves(lines: Sequence[Line], by: str | None) -> None:
     """The points of all lines in one table, and EMM of each."""
-    width = max(len(by), *(len(line.name) for line in lines)) if by else 0
+    width = max(len(by), *(len(printable(line.name)) for line in lines)) if by else 0
 
     def left(text: str) -> str:
-        return f"{text:<{width}} " if by else ""
+        return f"{printable(text):<{width}} " if by else ""
 
     click.echo(f"{left(by)}{'|D|':>8} {'epochs':>10} {'R_mem %':>9}  {'95 % interval':<16} {'runs':>4}")
     for line in lines:
@@ -947,14 +951,14 @@ def print_curves(lines: Sequence[Line], by: str | None) -> None:
 
 def print_trajectories(lines: Sequence[Trajectory], measure: Measure | None) -> None:
     """How each line ends, where it is highest, and where the quality is best."""
-    axis, width = lines[0].axis, max(4, *(len(line.name) for line in lines))
+    axis, width = lines[0].axis, max(4, *(len(printable(line.name)) for line in lines))
     where = axis if axis != "epochs" else "epoch"
     more = f"  {'best ' + measure.name:>15}  at {where}" if measure is not None else ""
     click.echo(f"{'line':<{width}} {'runs':>4} {axis:>10} {'R_mem % at the end':>19} {'highest':>8}  at {where}{more}")
     for line in lines:
         best = int(line.ratio.argmax())
         row = (
-            f"{line.name:<{width}} {line.num_runs:>4} {line.time[-1]:>10.0f} {100 * line.ratio[-1]:>19.2f} "
+            f"{printable(line.name):<{width}} {line.num_runs:>4} {line.time[-1]:>10.0f} {100 * line.ratio[-1]:>19.2f} "
             f"{100 * line.ratio[best]:>8.2f}  {line.time[best]:.0f}"
         )
         if line.quality is not None and measure is not None:

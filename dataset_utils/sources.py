@@ -18,7 +18,7 @@ from dnnlib.images import OTHER_FORMAT, ImageFiles, Label, decode_image, describ
 from dnnlib.limits import check_regular, check_unpacked
 
 BEYOND = "beyond --max-images"
-NOT_CHOSEN = "not among those to take"
+NOT_CHOSEN = "not asked for"
 SKLEARN_DIGITS = "sklearn:digits"
 CLASS_ORDERS = ("natural", "published")
 

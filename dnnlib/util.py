@@ -7,6 +7,7 @@ import re
 import reprlib
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +78,12 @@ def format_time(seconds: float) -> str:
     if hours:
         return f"{h}h {m:02}m {s:02}s"
     return f"{m}m {s:02}s" if minutes else f"{s}s"
+
+
+def printable(text: str) -> str:
+    """Text in which control characters, and bytes of names that are not UTF-8, are escapes: ``\\r``, ``\\udcff``."""
+    odd = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
 
 
 # ----------------------------------------------------------------------------

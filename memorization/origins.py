@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import format_time
+from dnnlib.util import format_time, printable
 from memorization.runs import Run
 from memorization.search.learning_rate import last_loss
 from training.run.sessions import KEYS, recorded_sessions
@@ -124,7 +124,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    return printable(str(value))
 
 
 def _measuring(records: Iterable[dict[str, Any]]) -> list[float]:

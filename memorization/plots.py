@@ -14,10 +14,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure  # without pyplot: no backend, no global state, nothing to close
 from matplotlib.lines import Line2D
+from matplotlib.mathtext import MathTextParser
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator
 
-from dnnlib.util import atomic_write, check_file
+from dnnlib.util import atomic_write, check_file, printable
 from memorization.measure.criteria import CRITERIA, THRESHOLD, memorized
 from memorization.measure.posterior import LEVEL, PosteriorCurve
 
@@ -362,7 +364,18 @@ def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def save_figure(fig: Figure, path: str | os.PathLike) -> None:
-    """Write a figure in the format that the suffix of `path` names, complete or not at all."""
+    """Write a figure in the format that the suffix of `path` names, complete or not at all.
+
+    Names of folders may hold anything: what cannot be printed is drawn as escapes, and dollars that enclose no formula
+    as they are.
+    """
+    for text in fig.findobj(Text):
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+        if "$" in text.get_text():
+            try:
+                MathTextParser("path").parse(text.get_text())
+            except ValueError:
+                text.set_parse_math(False)
     buffer = io.BytesIO()
     fig.savefig(buffer, format=Path(path).suffix.lower().lstrip("."), dpi=fig.dpi)
     with atomic_write(path) as file:

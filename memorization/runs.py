@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -285,7 +285,7 @@ def read_options(path: Path) -> dict[str, Any]:
         If they do not say so.
     """
     try:
-        options = parse_json((path / OPTIONS).read_bytes())
+        options = parse_json(_regular(path / OPTIONS).read_bytes())
         size, total_nimg = options["dataset_kwargs"]["max_size"], options["total_nimg"]
         if type(size) is not int or not 1 <= size < 2**53 or not math.isfinite(total_nimg):
             raise ValueError
@@ -295,6 +295,13 @@ def read_options(path: Path) -> dict[str, Any]:
             "name folders that train.py has written."
         ) from None
     return options
+
+
+def _regular(path: Path) -> Path:
+    """The path, unless what is there is no file: a named pipe would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError(f'"{path}" is no regular file; name folders that train.py has written.')
+    return path
 
 
 def read_run(path: str | os.PathLike) -> Run:
@@ -323,7 +330,7 @@ def read_run(path: str | os.PathLike) -> Run:
         raise ValueError(f'"{path / OPTIONS}" holds network_kwargs that are no JSON object.')
 
     jsonl = jsonl_path(path / LOG)
-    records = [r for r in read_records(jsonl, report=lambda _: None) if not r.get("optimum")]
+    records = [r for r in read_records(_regular(jsonl), report=lambda _: None) if not r.get("optimum")]
     if not records:
         raise ValueError(f'"{jsonl}" holds no measurement; run mem_ratio.py on "{path}".')
     state = None
@@ -360,14 +367,30 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path
         if not Path(path).is_dir():
             raise NotADirectoryError(f'"{path}" is not a folder; name run folders or a folder of them.')
         for folder, files in _walk(path):
-            options, records = OPTIONS in files, jsonl_path(LOG).name in files
-            snapshots = any(name.startswith("network-snapshot-") for name in files)
-            if records and (options or _other_records(Path(folder))):
+            missing = _missing(Path(folder), files)
+            if missing == "":
                 runs.setdefault(os.path.realpath(folder), Path(folder))
-            elif options or (snapshots and Path(folder).name != "knn-dist"):
-                missing = "not measured yet; run mem_ratio.py on it" if not records else f"no {OPTIONS}"
+            elif missing is not None:
                 left_out.setdefault(os.path.realpath(folder), (Path(folder), missing))
     return sorted(runs.values()), dict(sorted(left_out.values()))
+
+
+def _missing(folder: Path, files: Sequence[str]) -> str | None:
+    """What a folder with these files lacks to be a measured run; "" if nothing, None if it does not look like one."""
+    needed = (OPTIONS, jsonl_path(LOG).name)
+    if odd := [name for name in needed if name not in files and os.path.lexists(folder / name)]:
+        return f"{' and '.join(odd)}: no regular file"
+    options, records = (name in files for name in needed)
+    if records and not options:
+        try:
+            options = bool(_other_records(folder))
+        except (ValueError, OSError) as err:
+            return str(err).rstrip(".")
+    if options and records:
+        return ""
+    if options or (folder.name != "knn-dist" and any(name.startswith("network-snapshot-") for name in files)):
+        return f"no {OPTIONS}" if records else "not measured yet; run mem_ratio.py on it"
+    return None
 
 
 def _other_records(path: Path) -> list[dict[str, Any]]:
@@ -427,11 +450,18 @@ def _walk(top: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:
             continue  # as os.walk does
-        # A named pipe would be waited for; of a link that leads nowhere whoever reads it says so.
-        yield folder, [entry.name for entry in entries if entry.is_file() or not os.path.exists(entry.path)]
+        # Not those that would be waited for (a named pipe), or lead nowhere (a link to what is gone, or to itself).
+        yield folder, [entry.name for entry in entries if _is(entry.is_file)]
         for entry in entries:
-            if entry.is_dir():
+            if _is(entry.is_dir):
                 (links if entry.is_symlink() else waiting).append(entry.path)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    try:
+        return kind()
+    except OSError:  # a link to itself
+        return False
 
 
 def by_settings(

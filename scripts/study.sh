@@ -188,7 +188,7 @@ plan_costs() {
 # and compare the lines with that of VALUE.
 finish() {
     local images against values rate tunings=""
-    images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ sum += 20 * duration * $1 } END { print sum / 1e6 }')
+    images=$(printf '%s\n' "${queue[@]}" | awk -F '\t' -v duration="$DURATION" '{ images = 20 * duration * $1; sum += images < 1000 ? 1000 : images } END { print sum / 1e6 }')
     if [ -n "$STEPS" ]; then images="$STEPS steps each"; else images="$images million training images"; fi
     echo "$FACTOR ($SCALE): ${#queue[@]} runs, $images."
     values=$(printf '%s\n' "${queue[@]}" | cut -f 2; ls "$OUT/runs" 2> /dev/null || true) # of this call and of earlier ones

@@ -103,8 +103,16 @@ def test_command(tmp_path, run_cli):
     lines = table.read_text().splitlines()
     nan = lines[1].replace(str(found["ci_low"]), "nan")
     none_left = lines[1].replace("8,8,", "8,0,", 1)
-    assert lines[1] not in (nan, none_left)
-    for damaged in (lines[:1], [lines[0], none_left], [lines[0], nan], ["a,b", "1,2"], lines[:1] + ["8,8"]):
+    large = lines[1].replace("8,8,", f"8,{2**64},", 1)
+    assert lines[1] not in (nan, none_left, large)
+    for damaged in (
+        lines[:1],
+        [lines[0], none_left],
+        [lines[0], large],
+        [lines[0], nan],
+        ["a,b", "1,2"],
+        lines[:1] + ["8,8"],
+    ):
         table.write_text("\n".join(damaged))
         assert "is no table that emm.py agreement has written" in run_cli(cli.main, args_again, code=1).stderr
     table.write_text("\n".join(lines[:2]))

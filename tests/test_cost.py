@@ -51,8 +51,8 @@ def test_seconds_of_runs_follow_from_what_was_timed(tmp_path, run_cli):
     speeds = {}
     for line in lines[1:3]:
         match = re.search(
-            r"^  (\d+) \(8x8x1, fp32\): (\S+) s per kimg of training \(timed: \d+ of \d+ images?.*\), (\S+) s per "
-            r"generated image \(35 evaluations, timed: ",
+            r"^  (\d+) \(8x8x1, fp32\): (\S+) s per kimg of training \(timed: \d+ steps? of \d+ images?.*\), "
+            r"(\S+) s per generated image \(35 evaluations, timed: ",
             line,
         )
         speeds[match[1]] = float(match[2]), float(match[3])
@@ -111,7 +111,7 @@ def test_long_steps_are_timed_with_few_images():
 
     found = cost._grow(time_with, 512, 2.0, 512, at_once=False)
     assert asked == [1, 3] and (found.images, found.of, found.seconds) == (3, 512, pytest.approx(0.3))
-    assert cost._count(found) == "1 of 3 images instead of 512, scaled up"
+    assert cost._count(found, "step") == "1 step of 3 images instead of 512, scaled up"
     # Whole rounds of gradient accumulation; and all images where a step is short.
     assert cost._grow(lambda n: cost.Timed(0.001 * n, 9), 512, 2.0, 64, at_once=False).images == 512
     assert cost._grow(lambda n: cost.Timed(0.006 * n, 9), 512, 2.0, 64, at_once=False).images == 128

@@ -551,9 +551,16 @@ def test_figure_again_from_its_table(tmp_path, run_cli, curves, by, seeds):
     text = run_cli(cli.main, ["curve", runs, f"--out={first}", *options]).output
     result = run_cli(cli.main, ["curve", f"--from-csv={tmp_path / 'a.csv'}", f"--out={again}", *options])
     rows = [line.split("  (sd between")[0] for line in text.splitlines() if "|D|" in line or "[" in line]
-    assert [line for line in result.output.splitlines() if "|D|" in line or "[" in line] == [
+    assert [line for line in result.stdout.splitlines() if "|D|" in line or "[" in line] == [
         row for row in rows if not row.startswith("Note")
     ]
+    if by and len(seeds) == 1:
+        assert "nothing is known of the spread between seeds" in result.stderr
+    linear = tmp_path / "linear.png"
+    run_cli(cli.main, ["curve", runs, f"--out={linear}", "--interpolation=linear", *options])
+    args = ["curve", f"--from-csv={linear.with_suffix('.csv')}", f"--out={again}", *options]
+    assert "its interval is that of the fit" in run_cli(cli.main, args).stderr
+    run_cli(cli.main, ["curve", f"--from-csv={tmp_path / 'a.csv'}", f"--out={again}", *options])
     assert again.read_bytes() == first.read_bytes()
     assert not again.with_suffix(".csv").exists() and not again.with_suffix(".json").exists()
 
@@ -575,11 +582,25 @@ def test_tables_that_cannot_be_drawn(tmp_path, run_cli):
     good = table.read_text()
     damage = {
         "emm_low": "low", "images only": "guess", ",0.9,0.95,": ",0.9,2,", ",1000,": ",nan,", ",950,1000,": ",0,0,",
-        ",logit,": ",cubic,",
+        ",logit,": ",cubic,", "8,16,": f"8,{10**400},", "8,64,": f"8,{2**64},",
     }  # fmt: skip
-    for old, new in damage.items():
-        assert old in good
-        table.write_text(good.replace(old, new))
+    one_row = {
+        ",logit,": ",linear,",
+        ",0.9,0.95,": ",0.8,0.95,",
+        "below 16.0": "below 17.0",
+        ",seeds,": ",images only,",
+    }
+    one_row |= {",950,1000,": f",950,{10**17},"}
+    seeds = study(tmp_path / "seeds", {8: [0.95, 0.3], 16: [0.5, 0.2]}, seeds=(1, 2))
+    run_cli(cli.main, ["curve", seeds, "--by=num_channels", f"--out={tmp_path / 's.png'}"])
+    wrong = [(good, good.replace(old, new)) for old, new in damage.items()]
+    wrong += [(good, good.replace(old, new, 1)) for old, new in one_row.items() if old in good]
+    text = (tmp_path / "s.csv").read_text()
+    wrong += [(text, text.replace(old, new, 1)) for old, new in one_row.items() if old in text]
+    assert len(wrong) == len(damage) + 7
+    for before, after in wrong:
+        assert before != after
+        table.write_text(after)
         assert "is no table that emm.py curve has written" in run_cli(cli.main, args, 1).stderr
     assert not out.exists()
 
@@ -674,6 +695,7 @@ def test_a_line_that_reaches_all_or_nothing_is_drawn(tmp_path):
     for container, ends in zip(drawn[0].axes[0].containers, [(100, 0), (0, 0), (100, 100)], strict=True):
         y = container.lines[0].get_ydata()
         assert (y[0], y[-1]) == ends and np.isfinite(y).all() and (0 <= y).all() and (y <= 100).all()
+        assert ends[0] != ends[1] or (y == ends[0]).all()  # level where the ratios are equal
 
 
 def test_lines_of_one_size_stand_beside_each_other(tmp_path):

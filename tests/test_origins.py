@@ -12,7 +12,7 @@ import emm
 import mem_ratio
 import train
 from dnnlib.versions import versions
-from memorization.runs import trained_nimg
+from memorization.runs import read_run, trained_nimg
 from torch_utils.machine import machine_name
 
 
@@ -163,12 +163,19 @@ def test_training_and_measuring_record_where_and_how_long(small_zip, tmp_path, r
     assert only["from_kimg"] == pytest.approx(1.02, abs=0.05)
 
 
-@pytest.mark.parametrize("name", ["training_options.json", "stats.jsonl", "mem_traj.jsonl"])
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_a_pipe_or_a_folder_in_place_of_a_file_counts_as_missing(tmp_path, run_cli, name, make):
+def link_to_itself(path):
+    path.symlink_to(path.name)
+
+
+def dangling(path):
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, link_to_itself, dangling])
+def test_statistics_that_are_no_file_count_as_missing(tmp_path, run_cli, make):
     write(tmp_path / "good", [session("aaa")], 10.0)
     write(tmp_path / "other", [session("aaa")], 30.0)
-    path, out = tmp_path / "other" / name, tmp_path / "origins.csv"
+    path, out = tmp_path / "other/stats.jsonl", tmp_path / "origins.csv"
     path.unlink()
 
     def listed():
@@ -180,10 +187,43 @@ def test_a_pipe_or_a_folder_in_place_of_a_file_counts_as_missing(tmp_path, run_c
     assert listed() == missing and "10" in missing[1][0]["training_sec"]
 
 
+@pytest.mark.parametrize("name", ["training_options.json", "mem_traj.jsonl"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, link_to_itself, dangling])
+def test_a_run_whose_files_are_none_is_left_out_and_said(tmp_path, run_cli, name, make):
+    for run in ("good", "other"):
+        write(tmp_path / run, [session("aaa")], 10.0)
+    path = tmp_path / "other" / name
+    path.unlink()
+    make(path)
+    for args in (["runs", tmp_path], ["curve", tmp_path]):
+        result = run_cli(emm.main, args)
+        assert f"{tmp_path / 'other'} ({name}: no regular file)" in result.stderr
+        assert "Left out: 1 run folder" in result.stdout and str(tmp_path / "good") not in result.stderr
+    with pytest.raises(OSError, match=name):
+        read_run(tmp_path / "other")
+
+
+def test_damaged_measurements_of_other_images_leave_out_their_folder_alone(tmp_path, run_cli):
+    write(tmp_path / "good", [session("aaa")], 10.0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mem_traj.jsonl").write_text("none\nof this\n")
+    result = run_cli(emm.main, ["runs", tmp_path])
+    assert "no JSON object" in result.stderr and "Left out: 1 run folder" in result.stdout
+
+
 def test_names_of_folders_that_are_no_text(tmp_path, run_cli):
-    names = [os.fsdecode(b"a\xff"), "b\rc", "d\ne", 'f,"g']
+    """They are read from the table as they are, and drawn so that no two look alike, again from the table, too."""
+    names = [os.fsdecode(b"a\xff"), "b\rc", "b\\rc", "d\ne", 'f,"g', "h$\\bad{$"]
     for name in names:
-        write(tmp_path / "runs" / name, [session("aaa")], 10.0)
+        write(tmp_path / "runs" / name / "run", [session("aaa")], 10.0)
     out = tmp_path / "runs.csv"
     run_cli(emm.main, ["runs", tmp_path / "runs", "--per-run", f"--out={out}"])
-    assert sorted(row["run"] for row in rows_of(out)) == ["a\\udcff", "b\\rc", "d\ne", 'f,"g']
+    assert sorted(row["run"] for row in rows_of(out)) == sorted(
+        f"{name}/run" for name in ["a\\udcff", *names[1:]]
+    )  # fmt: skip
+    for program, by in (("curve", ["--by=folder"]), ("trajectory", ["--by=folder"]), ("trajectory", ["--per-run"])):
+        first, again = tmp_path / "first.png", tmp_path / "again.png"
+        run_cli(emm.main, [program, tmp_path / "runs", *by, f"--out={first}"])
+        some = by if program == "curve" else []
+        run_cli(emm.main, [program, f"--from-csv={first.with_suffix('.csv')}", *some, f"--out={again}"])
+        assert first.read_bytes() == again.read_bytes()

@@ -193,7 +193,7 @@ def test_a_plan_times_the_networks_and_leaves_nothing(python, tmp_path):
     env = {"SCALE": "small", "SIZES": "10 20", "WIDTHS": "8", "SEEDS": "1 2", "PYTHON": python, "PLAN": "1"}
     env |= {"OUT": str(tmp_path / "out"), "DATASETS": str(tmp_path / "data"), "TRAIN": "--batch=8", "RATES": "1e-3"}
     text = shell("model_width", env)
-    assert "(small): 4 runs" in text and "(8x8x1, fp32)" in text and re.search(r"timed: \d+ of 8 images\)", text)
+    assert "(small): 4 runs" in text and "(8x8x1, fp32)" in text and re.search(r"timed: \d+ steps? of 8 images\)", text)
     assert re.search(r"\|D\| = 20, 8, seeds 1 2: training \d.*, measuring \d.* \(2 snapshots\) each", text)
     assert "for 4 runs, one after the other" in text and "with 2 at a time" in text
     assert not list(tmp_path.iterdir())

@@ -193,7 +193,7 @@ def test_timescales_command(tmp_path, run_cli):
     assert "only --title and --out" in run_cli(cli.main, [*again, "--level=0.5"], code=2).stderr
     for name, old, new in (
         ("t", "tau_mem", "tau_cup"), ("t", ",at,", ",near,"), ("t-runs", "1024,", "1025,"), ("t", "steps", "weeks"),
-        ("t", ",seeds,3,", ",seeds,0,"), ("t", ",tau_gen,", ",tau_gen,-"),
+        ("t", ",seeds,3,", ",seeds,0,"), ("t", ",tau_gen,", ",tau_gen,-"), ("t", "64,", f"{2**64},"),
     ):  # fmt: skip
         for suffix in ("", "-runs"):
             lines = (tmp_path / f"t{suffix}.csv").read_text()
@@ -251,6 +251,7 @@ def test_trajectory_with_quality(tmp_path, run_cli):
         (",1000.0,", ",nan,"),
         (",1.5\n", ",inf\n"),
         (",64,", ",0,"),
+        (",64,", f",{2**64},"),
     ):
         (tmp_path / "other.csv").write_text((tmp_path / "t.csv").read_text().replace(old, new))
         wrong = ["trajectory", f"--from-csv={tmp_path}/other.csv", f"--out={tmp_path}/other.png"]

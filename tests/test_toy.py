@@ -568,7 +568,11 @@ def test_figure_and_answers_from_the_table(run_cli, tmp_path):
     )
     assert "as it is" in run_cli(outlier_study.main, [*args, "--epochs=3"], code=2).stderr
     lines = table.read_text().splitlines()
-    for wrong in ([], lines[:1], lines[:-1], [*lines, lines[-1]], [line.replace("share", "shape") for line in lines]):
+    large = [lines[0], *(line.replace(",outlier,", f",outlier,{2**64}") for line in lines[1:])]
+    assert large != lines
+    for wrong in (
+        [], lines[:1], lines[:-1], [*lines, lines[-1]], [line.replace("share", "shape") for line in lines], large
+    ):  # fmt: skip
         table.write_text("\n".join(wrong))
         assert "is no table that outlier_study.py moons has written" in run_cli(outlier_study.main, args, code=1).stderr
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
-from memorization.curve.files import read_csv, reading_table
+from memorization.curve.tables import count, read_csv, reading_table
 from memorization.stats.timing import Answer
 from toy.data import GROUPS
 from toy.study import Curves, Result, Settings, check_same, share
@@ -68,7 +68,7 @@ def read_table(path: str | os.PathLike) -> Curves:
     """
     with reading_table(path, "outlier_study.py moons"):
         rows = read_csv(path)
-        cells = {(int(row["repeat"]), int(row["epoch"]), row["group"]): row for row in rows}
+        cells = {(count(row["repeat"]), count(row["epoch"]), row["group"]): row for row in rows}
         repeats, epochs = (sorted({key[i] for key in cells}) for i in (0, 1))
 
         def column(name: str, type: Callable, last: bool = False) -> np.ndarray:  # [R, E, 3], or [R, 3] at the end
@@ -80,14 +80,14 @@ def read_table(path: str | os.PathLike) -> Curves:
             return float(text) if text else float("nan")
 
         by = {row["outliers_by"] for row in rows}
-        generated = {int(row["generated"]) for row in rows}
+        generated = {count(row["generated"]) for row in rows}
         if len(rows) != len(cells) or len(generated) != 1 or by not in ({"share"}, {"count"}) or min(epochs) < 1:
             raise ValueError("rows")
         curves = Curves(
-            epochs=np.array(epochs), memorized=column("memorized", int), nearest=column("nearest", int),
-            chance=column("chance", int, True), chance_nearest=column("chance_nearest", int, True),
+            epochs=np.array(epochs), memorized=column("memorized", count), nearest=column("nearest", count),
+            chance=column("chance", count, True), chance_nearest=column("chance_nearest", count, True),
             optimum=column("optimum", optional, True), optimum_nearest=column("optimum_nearest", optional, True),
-            sizes=column("training_points", int, True)[0], originals=column("points", int, True),
+            sizes=column("training_points", count, True)[0], originals=column("points", count, True),
             generated=generated.pop(), in_shares=by == {"share"},
         )  # fmt: skip
         if curves.generated < 1 or (curves.memorized < 0).any() or (curves.nearest < curves.memorized).any():
@@ -131,9 +131,7 @@ def read_summary(folder: Path, settings: Settings) -> dict[str, Any] | None:
         summary = parse_json(path.read_bytes())
         for group in ("outlier", "duplicate"):
             answers = summary["false_positives"][group]
-            if not all(isinstance(count, int) and count >= 0 for count in answers.values()) or not sum(
-                answers.values()
-            ):
+            if not all(isinstance(n, int) and n >= 0 for n in answers.values()) or not sum(answers.values()):
                 raise ValueError("counts")
             timing = summary["timing"][group]
             answered = timing["answer"] in ("later", "earlier", "not shown")

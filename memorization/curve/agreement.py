@@ -18,7 +18,6 @@ representations", ICLR 2024, arXiv:2310.02557.
 """
 
 import functools
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ import torch
 from dnnlib.limits import parse_json
 from dnnlib.repeats import image_digest
 from memorization.curve.factors import differing_options
-from memorization.curve.files import read_csv, reading_table
+from memorization.curve.tables import count, number, read_csv, reading_table
 from memorization.measure.knn import Neighbors
 from memorization.runs import OPTIONS, Run
 from memorization.stats.intervals import wilson_interval
@@ -134,17 +133,11 @@ def read_agreement_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
     """
     counts, names = {"size_a", "size_b", "images", "common"}, {"run_a", "run_b"}
     with reading_table(path, "emm.py agreement"):
-        rows = [
-            {
-                key: row[key] if key in names else (int if key in counts else float)(row[key])
-                for key in AGREEMENT_COLUMNS
-            }
-            for row in read_csv(path)
-        ]
+        kinds = {key: str if key in names else count if key in counts else number for key in AGREEMENT_COLUMNS}
+        rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in read_csv(path)]
         for row in rows:
-            finite = all(math.isfinite(value) for key, value in row.items() if key not in names)
             ordered = all(row[f"{name}_q1"] <= row[name] <= row[f"{name}_q3"] for name in DRAWN)
-            if not (finite and ordered and min(row["size_a"], row["size_b"], row["images"]) > 0):
+            if not (ordered and min(row["size_a"], row["size_b"], row["images"]) > 0):
                 raise ValueError("numbers that are none of an agreement")
         if not rows:
             raise ValueError("no rows")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from memorization.curve.factors import differing_options
-from memorization.curve.files import write_csv
 from memorization.curve.latents import distances
+from memorization.curve.tables import write_csv
 from memorization.measure.criteria import memorized
 from memorization.measure.ratio import Measurement
 from memorization.runs import Run

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dnnlib.util import printable
 from memorization.curve.emm import Emm
 from memorization.curve.lines import GIVEN, IMAGES, CurvePoint, Line, by_size, run_counts
 from memorization.stats.effects import Cells, emm_ratio
@@ -145,19 +146,19 @@ def _ratio_text(least: float, most: float) -> str:
 
 def effect_lines(found: Sequence[Effect], by: str) -> list[str]:
     """The table on screen, and what its intervals are."""
-    name = f"{by} = {found[0].against.name}"
-    width = max(len(by), *(len(effect.line.name) for effect in found))
+    name, names = f"{by} = {printable(found[0].against.name)}", [printable(effect.line.name) for effect in found]
+    width = max(len(by), *map(len, names))
     confidence = f"{100 * found[0].line.confidence:g} %"
     rows = [f"Against {name}:", f"{by:<{width}} {'|D|':>8} {'R_mem, points':>14}  {confidence + ' interval':<18} runs"]
-    for effect in found:
+    for effect, line in zip(found, names):
         for d in effect.differences:
             interval = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
             runs = f"{d.runs} and {d.runs_against}"
-            rows.append(f"{effect.line.name:<{width}} {d.size:>8} {100 * d.value:>+14.2f}  {interval:<18} {runs}")
+            rows.append(f"{line:<{width}} {d.size:>8} {100 * d.value:>+14.2f}  {interval:<18} {runs}")
         if not effect.differences:
-            rows.append(f"{effect.line.name:<{width}} no |D| in common")
-    for effect in found:
-        rows.append(f"{effect.line.name:<{width}} EMM times {effect.emm_ratio}  {_interval_text(effect)}")
+            rows.append(f"{line:<{width}} no |D| in common")
+    for effect, line in zip(found, names):
+        rows.append(f"{line:<{width}} EMM times {effect.emm_ratio}  {_interval_text(effect)}")
     count = sum(len(effect.differences) + 1 for effect in found)
     what = "seeds" if all(effect.seeds_known for effect in found) else f"{IMAGES} where one run tells nothing of seeds"
     rows.append(

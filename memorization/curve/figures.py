@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from dnnlib.util import printable
 from memorization.curve.agreement import Agreement
 from memorization.curve.lines import Line, Trajectory
 from memorization.curve.timescales import Timescales
@@ -99,7 +100,8 @@ def curve_figure(
 def _path(line: Line) -> tuple[np.ndarray, np.ndarray]:
     """|D| and R_mem from point to point, each followed by _STEPS - 1 between it and the next, straight as EMM is read.
 
-    A ratio of 0 or 1 has no finite logit; between the points half an image stands for none.
+    A ratio of 0 or 1 has no finite logit; between the points half an image stands for none. Between equal ratios the
+    line is level.
     """
     number = np.arange(_STEPS * (len(line.points) - 1) + 1) / _STEPS
     known = np.arange(len(line.points))
@@ -107,9 +109,12 @@ def _path(line: Line) -> tuple[np.ndarray, np.ndarray]:
     sizes = np.exp(np.interp(number, known, np.log([p.size for p in line.points])))
     if line.interpolation == "linear":
         return sizes, np.interp(number, known, ratio)
-    bounded = np.clip(ratio, 0.5 / samples, 1 - 0.5 / samples)
+    half = np.maximum(0.5 / samples, 1e-15)
+    bounded = np.clip(ratio, half, 1 - half)
     path = 1 / (1 + np.exp(-np.interp(number, known, np.log(bounded / (1 - bounded)))))
     path[::_STEPS] = ratio
+    level = np.repeat(ratio[1:] == ratio[:-1], _STEPS)
+    path[:-1][level] = np.repeat(ratio[:-1], _STEPS)[level]
     return sizes, path
 
 
@@ -130,7 +135,7 @@ def _over_values(lines: Sequence[Line], path: str | os.PathLike, by: str | None,
     ax.set_xlim(-0.6, len(lines) - 0.4)
     slanted = len(lines) * max(map(len, names)) > 60
     ax.set_xticks(
-        range(len(lines)), [textwrap.fill(name, 18) for name in names], rotation=30 if slanted else 0,
+        range(len(lines)), [textwrap.fill(printable(name), 18) for name in names], rotation=30 if slanted else 0,
         ha="right" if slanted else "center", parse_math=False,
     )  # fmt: skip
     if title:

@@ -1,12 +1,10 @@
 """The tables and records that lie beside the figures of curves and trajectories."""
 
-import contextlib
-import csv
 import datetime
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from memorization.curve.lines import (
     plain_value,
 )
 from memorization.curve.quality import MEASURES
+from memorization.curve.tables import count, grouped, read_csv, reading_table, same_in_all, write_csv
 from memorization.curve.timescales import Timescales, read_timescales
 
 CURVE_COLUMNS = (
@@ -70,33 +69,17 @@ def read_curve_csv(path: str | os.PathLike) -> list[Line]:
         If it cannot be read.
     """
     with reading_table(path, "emm.py curve"):
-        rows = _grouped(read_csv(path), "line", "value")
-        return [_line(name, json.loads(value), group) for (name, value), group in rows.items()]
-
-
-@contextlib.contextmanager
-def reading_table(path: str | os.PathLike, program: str) -> Iterator[None]:
-    """Whatever goes wrong with the rows of a table is that it is none of the program's: a ValueError that says so."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, csv.Error) as err:
-        raise ValueError(f'"{path}" is no table that {program} has written; draw it from its runs again.') from err
-
-
-def _grouped(rows: Iterable[dict[str, str]], *keys: str) -> dict[tuple[str, ...], list[dict[str, str]]]:
-    """The rows by what they have in these columns, in the order of their coming; a ValueError if there are none."""
-    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    if not groups:
-        raise ValueError("no rows")
-    return groups
+        rows = read_csv(path)
+        groups = grouped(rows, "line", "value")
+        same_in_all(rows, "level", "confidence", "interpolation")
+        return [_line(name, json.loads(value), group) for (name, value), group in groups.items()]
 
 
 def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
     points, first = [], rows[0]
+    same_in_all(rows, "emm", "emm_low", "emm_high", "interval_of")
     for row in rows:
-        size, memorized, samples, runs = (int(row[key]) for key in ("size", "num_memorized", "num_samples", "runs"))
+        size, memorized, samples, runs = (count(row[key]) for key in ("size", "num_memorized", "num_samples", "runs"))
         epochs, ratio, low, high = (float(row[key]) for key in ("epochs", "ratio", "ci_low", "ci_high"))
         if not (size > 0 and runs > 0 and 0 <= memorized <= samples > 0 and 0 <= low <= ratio <= high <= 1):
             raise ValueError("numbers that are none of a curve")
@@ -167,7 +150,9 @@ def read_trajectory_csv(path: str | os.PathLike) -> TrajectoryTable:
         If it cannot be read.
     """
     with reading_table(path, "emm.py trajectory"):
-        groups = list(_grouped(read_csv(path), "line", "size").values())
+        rows = read_csv(path)
+        groups = list(grouped(rows, "line", "size").values())
+        same_in_all(rows, "level", "measure", "heldout")
         found = [_trajectory(rows) for rows in groups]
         first = groups[0][0]
         level, measure, heldout = float(first["level"]), first.get("measure") or "", first.get("heldout") or ""
@@ -181,16 +166,18 @@ def read_trajectory_csv(path: str | os.PathLike) -> TrajectoryTable:
 
 def _trajectory(rows: Sequence[dict[str, str]]) -> Trajectory:
     first = rows[0]
+    same_in_all(rows, "runs", "value")
+    size, runs = count(first["size"]), count(first["runs"])
     [axis] = [name for name in AXES if name in first]
     ratio = _read_band(rows, axis, ("ratio", "low", "high"))
     quality = _read_band(rows, axis, QUALITY_COLUMNS[:3]) if QUALITY_COLUMNS[0] in first else None
     if ratio is None or not (ratio.low.min() >= 0 and ratio.high.max() <= 1):
         raise ValueError("numbers that are none of a trajectory")
-    if min(int(first["runs"]), int(first["size"])) < 1 or ratio.time[0] < 0:
+    if min(runs, size) < 1 or ratio.time[0] < 0:
         raise ValueError("numbers that are none of a trajectory")
     return Trajectory(
-        json.loads(first["value"]), int(first["size"]), first["line"], (), ratio.time, ratio.value, ratio.low,
-        ratio.high, axis, quality, int(first["runs"]),
+        json.loads(first["value"]), size, first["line"], (), ratio.time, ratio.value, ratio.low,
+        ratio.high, axis, quality, runs,
     )  # fmt: skip
 
 
@@ -306,17 +293,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_strict(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
-    """The rows of a CSV, column -> text; csv.Error, UnicodeDecodeError or OSError if there are none to read."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: str | os.PathLike) -> None:
-    with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:  # csv.writer quotes a "\n", but no "\r", which ends a line for readers, too
-            writer.writerow([cell.replace("\r", "\\r") if isinstance(cell, str) else cell for cell in row])

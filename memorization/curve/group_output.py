@@ -8,7 +8,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from memorization.curve.files import read_csv, reading_table, write_csv
 from memorization.curve.group_curves import (
     Curves,
     Estimate,
@@ -20,6 +19,7 @@ from memorization.curve.group_curves import (
     share_over_seeds,
     to_optimum,
 )
+from memorization.curve.tables import count, read_csv, reading_table, write_csv
 from memorization.plots import check_format, quiet, save_figure
 
 _COLORS = {"inlier": "#0072B2", "duplicate": "#007A5A", "outlier": "#D55E00"}
@@ -188,10 +188,10 @@ def read_group_runs(path: str | os.PathLike) -> list[GroupRun]:
     with reading_table(path, "outlier_study.py images"):
         rows = read_csv(path)
         for row in rows:
-            if (key := (int(row["size"]), int(row["run"]))) not in runs:
+            if (key := (count(row["size"]), count(row["run"]))) not in runs:
                 runs[key] = GroupRun(key[0], {}, {})
                 mine = [r for r in rows if (r["size"], r["run"]) == (row["size"], row["run"])]
-                total = sum({r["group"]: int(r["num_training"]) for r in mine}.values())
+                total = sum({r["group"]: count(r["num_training"]) for r in mine}.values())
             point, run = _point(row, total), runs[key]
             if math.isinf(point.epochs):
                 run.optimum[row["group"]] = point
@@ -203,8 +203,8 @@ def read_group_runs(path: str | os.PathLike) -> list[GroupRun]:
 
 
 def _point(row: dict[str, str], total: int) -> GroupPoint:
-    counts = {name: int(row[name]) for name in _COUNTS}
-    control = {name: int(row[name]) if row[name] else None for name in _CONTROL}
+    counts = {name: count(row[name]) for name in _COUNTS}
+    control = {name: count(row[name]) if row[name] else None for name in _CONTROL}
     radius = tuple(float(row[name]) for name in _RADIUS) if row["radius"] else None
     held_radius = float(row["held_radius"]) if row["held_radius"] else None
     kimg, epochs = float(row["kimg"]), float(row["epochs"])

@@ -118,10 +118,12 @@ class Line:
             )
         if self.images_only:
             several = any(point.runs > 1 for point in self.points)
-            why = "from these runs" if several else "with one run of each size"
+            why, what = "with one run of each size", "train several"
+            if several:
+                why, what = "from these runs", "train several of a size whose ratios lie between 0 and 100 %"
             found.append(
                 f"{why} nothing is known of the spread between seeds, and the interval is that of the images only: "
-                "another seed may move EMM out of it; train several, or say --seed-sd"
+                f"another seed may move EMM out of it; {what}, or say --seed-sd"
             )
         elif self.seeds_from == OTHER_LINES:
             found.append(f"the spread between seeds (sd {self.seed_sd:.2g} of logit R_mem) is that of the other lines")

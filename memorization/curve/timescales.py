@@ -9,6 +9,7 @@ import numpy as np
 from memorization.curve.factors import differing_options, readable
 from memorization.curve.lines import AXES, axis_time, by_value
 from memorization.curve.quality import RunQuality, quality_notes, run_quality
+from memorization.curve.tables import count, grouped, number, same_in_all
 from memorization.runs import Run
 from memorization.stats.timescales import (
     AT,
@@ -203,24 +204,22 @@ def read_timescales(rows: Sequence[dict[str, str]], runs: Sequence[dict[str, str
         If the rows are none of these tables.
     """
     found = []
-    for name in dict.fromkeys(row["line"] for row in rows):
-        own = [row for row in rows if row["line"] == name]
-        clocks = {
-            quantity: _read_clock(quantity, [row for row in own if row["quantity"] == quantity])
-            for quantity in dict.fromkeys(row["quantity"] for row in own)
-        }
+    same_in_all(rows, "axis", "level", "tolerance")
+    for (name,), own in grouped(rows, "line").items():
+        same_in_all(own, "measure")
+        clocks = {quantity: _read_clock(quantity, part) for (quantity,), part in grouped(own, "quantity").items()}
         points: dict[int, dict[str, list[tuple[float, float]]]] = {}
         for row in runs:
             if row["line"] == name:
-                point = _number(row["time"]), _number(row["ratio"])
-                points.setdefault(int(row["size"]), {}).setdefault(row["run"], []).append(point)
+                point = number(row["time"]), number(row["ratio"])
+                points.setdefault(count(row["size"]), {}).setdefault(row["run"], []).append(point)
         curves = {
             size: [tuple(np.array(values) for values in zip(*curve)) for curve in each.values()]
             for size, each in points.items()
         }
         if not clocks.keys() <= {"tau_gen", "tau_mem"} or {s.size for s in clocks["tau_mem"].sizes} != curves.keys():
             raise ValueError("other quantities or sizes")
-        level, tolerance = _number(own[0]["level"]), _number(own[0]["tolerance"])
+        level, tolerance = number(own[0]["level"]), number(own[0]["tolerance"])
         if own[0]["axis"] not in AXES or not (0 < level < 1 and tolerance > 0):
             raise ValueError("no axis, level or tolerance")
         found.append(
@@ -229,36 +228,30 @@ def read_timescales(rows: Sequence[dict[str, str]], runs: Sequence[dict[str, str
                 clocks.get("tau_gen"), curves,
             )
         )  # fmt: skip
-    if not found:
-        raise ValueError("no rows")
     return found
 
 
 def _read_clock(name: str, rows: Sequence[dict[str, str]]) -> Clock:
     sizes, first = [], rows[0]
+    same_in_all(rows, "slope", "slope_low", "slope_high", "slope_constant")
     for row in rows:
+        size, reached, runs = (count(row[key]) for key in ("size", "reached", "runs"))
         ends = []
         for value, verdict in (("time", "bound"), ("low", "low_bound"), ("high", "high_bound")):
             if row[verdict] not in (AT, AT_MOST, BEYOND):
                 raise ValueError("a bound that is none")
-            ends.append(Time(_number(row[value]), row[verdict]))
-        if not (1 <= int(row["size"]) and 0 <= int(row["reached"]) <= int(row["runs"]) >= 1):
+            ends.append(Time(number(row[value]), row[verdict]))
+        if not (size >= 1 and reached <= runs >= 1):
             raise ValueError("counts that are none")
         if min(end.value for end in ends) <= 0:
             raise ValueError("times that are none")
         only = {"seeds": False, "images only": True}[row["interval_of"]]
-        sizes.append(SizeTime(int(row["size"]), (), *ends, only, int(row["reached"]), int(row["runs"])))
+        sizes.append(SizeTime(size, (), *ends, only, reached, runs))
     slope = None
     if first["slope"]:
-        value, constant = _number(first["slope"]), _number(first["slope_constant"])
+        value, constant = number(first["slope"]), number(first["slope_constant"])
         slope = Slope(value, float(first["slope_low"]), float(first["slope_high"]), constant, 0, len(sizes), ())
     return Clock(name, tuple(sizes), slope)
-
-
-def _number(text: str) -> float:
-    if not np.isfinite(value := float(text)):
-        raise ValueError("a number that is not finite")
-    return value
 
 
 def timescale_record(t: Timescales) -> dict[str, Any]:

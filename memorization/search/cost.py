@@ -440,15 +440,15 @@ def describe_network(runs: Sequence[Queued], cost: Cost) -> str:
     label = f", {classes} classes" if "--cond=1" in runs[0].options.split() else ""
     return (
         f"{name} ({image}{label}, {cost.precision}): {_seconds(1000 * t.seconds)} per kimg of training "
-        f"(timed: {_count(t)}), {_seconds(s.seconds)} per generated image "
-        f"({cost.evaluations} evaluations, timed: {_count(s)})"
+        f"(timed: {_count(t, 'step')}), {_seconds(s.seconds)} per generated image "
+        f"({cost.evaluations} evaluations, timed: {_count(s, 'evaluation')})"
         + (f", at |D| = {sizes[0]}" if "--cond=1" in runs[0].options.split() and len(sizes) == 1 else "")
     )
 
 
-def _count(steps: Steps) -> str:
-    """What was timed: "3 of 50 images instead of 250, scaled up"."""
-    text = f"{steps.count} of {steps.images} image{'s' * (steps.images > 1)}"
+def _count(steps: Steps, what: str) -> str:
+    """What was timed: "3 evaluations of 50 images instead of 250, scaled up"."""
+    text = f"{steps.count} {what}{'s' * (steps.count > 1)} of {steps.images} image{'s' * (steps.images > 1)}"
     return text + (f" instead of {steps.of}, scaled up" if steps.images < steps.of else "")
 
 

@@ -3,7 +3,6 @@
 import itertools
 import os
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from dataset_utils import mnist
 from dataset_utils.cifar10 import is_cifar_folder, load_cifar
 from dataset_utils.parquet import ParquetImages, find_parquet
 from dnnlib.images import OTHER_FORMAT, ImageFiles, Label, decode_image, describe_counts, label_array
-from dnnlib.limits import check_regular, check_unpacked
+from dnnlib.limits import check_npz, check_regular
 
 BEYOND = "beyond --max-images"
 NOT_CHOSEN = "not asked for"
@@ -303,9 +302,7 @@ def _beyond(total: int, limit: int | None) -> Counter[str]:
 def _open_npz(path: str, limit: int | None) -> Source:
     """Arrays `images` and, where there are any, `labels`."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                check_unpacked(info.file_size, os.path.getsize(path))
+        check_npz(path)
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays.get("labels")
     except KeyError as err:

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,18 @@ def check_unpacked(unpacked: int, packed: int = 0) -> None:
     """
     if unpacked > max(_MOST, _RATIO * packed):
         raise ValueError(f"it unpacks to {unpacked} bytes, which is too large")
+
+
+def check_npz(path: str | os.PathLike) -> None:
+    """Refuse an .npz whose arrays together unpack to too much, as `check_unpacked` does.
+
+    Raises
+    ------
+    OSError, ValueError, zipfile.BadZipFile
+        Also if it cannot be read.
+    """
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked(sum(info.file_size for info in archive.infolist()), os.path.getsize(path))
 
 
 def check_regular(path: str | os.PathLike) -> None:

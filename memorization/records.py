@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import check_npz, parse_json
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
@@ -234,6 +234,7 @@ def read_rows(
         try:
             if not path.is_file():  # a named pipe would be waited for
                 continue
+            check_npz(path)
             with np.load(path, allow_pickle=False) as file:
                 if str(file["settings"]) != _rows_key(settings):
                     continue

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import check_regular, parse_json
 from dnnlib.util import flatten
 from memorization.measure.quality import MEASURES
 from memorization.records import SETTINGS, images_seen, jsonl_path, read_records, setting
@@ -298,9 +298,9 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def _regular(path: Path) -> Path:
-    """The path, unless what is there is no file: a named pipe would be waited for."""
-    if path.exists() and not path.is_file():
-        raise OSError(f'"{path}" is no regular file; name folders that train.py has written.')
+    """The path, unless something else than a file is there."""
+    if path.exists():
+        check_regular(path)
     return path
 
 

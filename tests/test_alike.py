@@ -176,7 +176,7 @@ def test_other_latents_by_another_way(tmp_path):
     assert len(set(Latents(runs).numbers(runs))) == 4
 
 
-@pytest.mark.parametrize("damage", ["huge seeds", "pipe", "other counts", "seeds twice", "junk"])
+@pytest.mark.parametrize("damage", ["huge seeds", "pipe", "other counts", "seeds twice", "junk", "unpacks"])
 def test_distances_that_are_not_those_of_the_record_count_as_missing(run_cli, tmp_path, damage):
     flags = np.random.default_rng(5).random([3, 100]) < 0.8
     folder = study(tmp_path / "runs", flags, ["0-99"] * 3, [20] * 3)
@@ -192,6 +192,8 @@ def test_distances_that_are_not_those_of_the_record_count_as_missing(run_cli, tm
         os.mkfifo(rows)
     elif damage == "junk":
         rows.write_bytes(b"PK\x03\x04junk")
+    elif damage == "unpacks":  # to 320 MB
+        np.savez_compressed(rows, **arrays, more=np.zeros(40_000_000))
     else:
         change = (
             {"knn_distance": arrays["knn_distance"][:, ::-1]}

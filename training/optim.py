@@ -12,7 +12,6 @@ import contextlib
 import math
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from dnnlib.limits import check_regular, check_unpacked
+from dnnlib.limits import check_npz, check_regular
 from dnnlib.util import fetch
 from torch_utils import distributed as dist
 from training.dataset import ImageFolderDataset
@@ -721,8 +720,7 @@ def read_npz(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray | None]:
     """
     check_regular(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_unpacked(sum(info.file_size for info in archive.infolist()), os.path.getsize(path))
+        check_npz(path)
         with np.load(path, allow_pickle=False) as data:
             arrays = {name: np.asarray(data[name]) for name in ("images", "labels") if name in data}
     except Exception as err:  # zipfile, zlib and numpy each have their own

@@ -51,6 +51,19 @@ def check_regular(path: str | os.PathLike) -> None:
         raise OSError(f'"{path}" is no regular file.')
 
 
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The bytes of a regular file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or is of another kind.
+    """
+    if os.path.exists(path):
+        check_regular(path)
+    return Path(path).read_bytes()
+
+
 def parse_json(text: str | bytes) -> Any:
     """`json.loads`, but nesting that is too deep is a ValueError, as all other damage is."""
     try:

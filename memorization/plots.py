@@ -374,7 +374,7 @@ def save_figure(fig: Figure, path: str | os.PathLike) -> None:
         if "$" in text.get_text():
             try:
                 MathTextParser("path").parse(text.get_text())
-            except ValueError:
+            except (ValueError, RecursionError):
                 text.set_parse_math(False)
     buffer = io.BytesIO()
     fig.savefig(buffer, format=Path(path).suffix.lower().lstrip("."), dpi=fig.dpi)

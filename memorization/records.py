@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.limits import check_npz, parse_json
+from dnnlib.limits import check_npz, parse_json, read_regular
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
@@ -292,7 +292,7 @@ def read_records(path: str | os.PathLike, *, report: Callable[[str], Any] = warn
     ValueError
         If a line before the last is no JSON object, or a record holds what none can.
     """
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_regular(path).decode("utf-8", errors="replace").splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

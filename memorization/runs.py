@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dnnlib.limits import check_regular, parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.util import flatten
 from memorization.measure.quality import MEASURES
 from memorization.records import SETTINGS, images_seen, jsonl_path, read_records, setting
@@ -285,7 +285,7 @@ def read_options(path: Path) -> dict[str, Any]:
         If they do not say so.
     """
     try:
-        options = parse_json(_regular(path / OPTIONS).read_bytes())
+        options = parse_json(read_regular(path / OPTIONS))
         size, total_nimg = options["dataset_kwargs"]["max_size"], options["total_nimg"]
         if type(size) is not int or not 1 <= size < 2**53 or not math.isfinite(total_nimg):
             raise ValueError
@@ -295,13 +295,6 @@ def read_options(path: Path) -> dict[str, Any]:
             "name folders that train.py has written."
         ) from None
     return options
-
-
-def _regular(path: Path) -> Path:
-    """The path, unless something else than a file is there."""
-    if path.exists():
-        check_regular(path)
-    return path
 
 
 def read_run(path: str | os.PathLike) -> Run:
@@ -330,7 +323,7 @@ def read_run(path: str | os.PathLike) -> Run:
         raise ValueError(f'"{path / OPTIONS}" holds network_kwargs that are no JSON object.')
 
     jsonl = jsonl_path(path / LOG)
-    records = [r for r in read_records(_regular(jsonl), report=lambda _: None) if not r.get("optimum")]
+    records = [r for r in read_records(jsonl, report=lambda _: None) if not r.get("optimum")]
     if not records:
         raise ValueError(f'"{jsonl}" holds no measurement; run mem_ratio.py on "{path}".')
     state = None

@@ -104,12 +104,14 @@ def test_command(tmp_path, run_cli):
     nan = lines[1].replace(str(found["ci_low"]), "nan")
     none_left = lines[1].replace("8,8,", "8,0,", 1)
     large = lines[1].replace("8,8,", f"8,{2**64},", 1)
-    assert lines[1] not in (nan, none_left, large)
+    outside = lines[1].replace(str(found["difference"]), "1e9")
+    assert lines[1] not in (nan, none_left, large, outside)
     for damaged in (
         lines[:1],
         [lines[0], none_left],
         [lines[0], large],
         [lines[0], nan],
+        [lines[0], outside],
         ["a,b", "1,2"],
         lines[:1] + ["8,8"],
     ):

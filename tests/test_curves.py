@@ -598,6 +598,9 @@ def test_tables_that_cannot_be_drawn(tmp_path, run_cli):
     text = (tmp_path / "s.csv").read_text()
     wrong += [(text, text.replace(old, new, 1)) for old, new in one_row.items() if old in text]
     assert len(wrong) == len(damage) + 7
+    rows = good.splitlines(keepends=True)
+    wrong += [(good, "".join(order)) for order in ([*rows, rows[1]], [rows[0], *rows[:0:-1]])]
+    wrong.append((good, good.replace('"8"', "[" * 60_000).replace(",8\n", "," + "[" * 60_000 + "\n")))
     for before, after in wrong:
         assert before != after
         table.write_text(after)
@@ -696,6 +699,42 @@ def test_a_line_that_reaches_all_or_nothing_is_drawn(tmp_path):
         y = container.lines[0].get_ydata()
         assert (y[0], y[-1]) == ends and np.isfinite(y).all() and (0 <= y).all() and (y <= 100).all()
         assert ends[0] != ends[1] or (y == ends[0]).all()  # level where the ratios are equal
+
+
+def test_a_line_goes_no_way_around(tmp_path):
+    """From point to point it rises or falls, whatever the numbers of images are."""
+    counts = ((8, 1, 12), (16, 0, 3), (32, 2999, 3000), (64, 3, 3))
+    runs = [write_run(tmp_path / f"{size}", size, [k], n) for size, k, n in counts]
+    lines, _ = curve_lines(map(read_run, runs))
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = []
+        patch.setattr("memorization.curve.figures.save_figure", lambda fig, path: drawn.append(fig))
+        curve_figure(lines, tmp_path / "c.png")
+    curve = drawn[0].axes[0].containers[0].lines[0]
+    y, step = curve.get_ydata(), curve.get_markevery()
+    for start in range(0, len(y) - 1, step):
+        assert (np.diff(y[start : start + step + 1]) * np.sign(y[start + step] - y[start]) >= 0).all()
+
+
+def test_lines_of_one_name_and_names_that_a_legend_leaves_out(tmp_path, run_cli):
+    """No attention and attention at no resolution are both "none"; a name may begin with an underscore."""
+    runs = tmp_path / "runs"
+    for folder, value in (("a", None), ("_b", [])):
+        for size, counts in ((16, [50, 95]), (64, [5, 30])):
+            write_run(runs / folder / str(size), size, counts, 100, command={"attn_resolutions": value})
+    for program in ("curve", "trajectory", "timescales"):
+        first, again = tmp_path / f"{program}.png", tmp_path / "again.png"
+        run_cli(cli.main, [program, runs, "--by=attn_resolutions", f"--out={first}"])
+        by = ["--by=attn_resolutions"] if program != "trajectory" else []
+        table = first.with_suffix(".csv")
+        run_cli(cli.main, [program, f"--from-csv={table}", *(by if program == "curve" else []), f"--out={again}"])
+        assert again.read_bytes() == first.read_bytes()
+    lines, _ = curve_lines(points(runs), "folder")
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = []
+        patch.setattr("memorization.curve.figures.save_figure", lambda fig, path: drawn.append(fig))
+        curve_figure(lines, tmp_path / "c.png", by="folder")
+    assert [text.get_text().split(":")[0] for text in drawn[0].legends[0].get_texts()] == [" _b", "a"]
 
 
 def test_lines_of_one_size_stand_beside_each_other(tmp_path):

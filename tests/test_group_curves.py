@@ -234,8 +234,22 @@ def test_figure_again_from_its_table(run, run_cli, tmp_path):
     assert lines[:7] == text.splitlines()[:7] and again.read_bytes() == first.read_bytes()
     assert "either runs" in run_cli(outlier_study.main, [*args, run], 2).output
     assert "either runs" in run_cli(outlier_study.main, ["images"], 2).output
-    (tmp_path / "a.csv").write_text("group,kimg\ninlier,1\n")
-    assert "is no table that outlier_study.py images has written" in run_cli(outlier_study.main, args, 1).output
+    table = tmp_path / "a.csv"
+    lines = table.read_text().splitlines()
+    column = lines[0].split(",").index
+
+    def changed(name, value):
+        cells = lines[1].split(",")
+        assert cells[column(name)] != value
+        cells[column(name)] = value
+        return [lines[0], ",".join(cells), *lines[2:]]
+
+    for wrong in (
+        ["group,kimg", "inlier,1"], [*lines, lines[1]], changed("num_replayed", "1000"), changed("held_images", "4"),
+        changed("size", str(2**64)), changed("kimg", "nan"),
+    ):  # fmt: skip
+        table.write_text("\n".join(wrong) + "\n")
+        assert "is no table that outlier_study.py images has written" in run_cli(outlier_study.main, args, 1).output
 
 
 def test_what_cannot_be_drawn(run_cli, tmp_path):

@@ -203,6 +203,19 @@ def test_a_run_whose_files_are_none_is_left_out_and_said(tmp_path, run_cli, name
         read_run(tmp_path / "other")
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_no_file_of_a_run_is_waited_for(tmp_path, run_cli, make):
+    """A state that cannot be read counts as not recorded, a picture as damaged."""
+    write(tmp_path / "runs/run", [session("aaa")], 10.0)
+    for name in ("run-state.json", "picture.png"):
+        make(tmp_path / "runs/run" / name)
+    for program in ("runs", "curve", "timescales", "report"):
+        result = run_cli(emm.main, [program, tmp_path / "runs", *([] if program == "runs" else ["--out", tmp_path / (
+            "r.html" if program == "report" else "c.png")])])  # fmt: skip
+        assert "Left out: nothing" in result.stdout or program == "report"
+    assert "not a readable PNG file" in (tmp_path / "r.html").read_text()
+
+
 def test_damaged_measurements_of_other_images_leave_out_their_folder_alone(tmp_path, run_cli):
     write(tmp_path / "good", [session("aaa")], 10.0)
     (tmp_path / "other").mkdir()
@@ -213,7 +226,7 @@ def test_damaged_measurements_of_other_images_leave_out_their_folder_alone(tmp_p
 
 def test_names_of_folders_that_are_no_text(tmp_path, run_cli):
     """They are read from the table as they are, and drawn so that no two look alike, again from the table, too."""
-    names = [os.fsdecode(b"a\xff"), "b\rc", "b\\rc", "d\ne", 'f,"g', "h$\\bad{$"]
+    names = [os.fsdecode(b"a\xff"), "b\rc", "b\\rc", "d\ne", 'f,"g', "h$\\bad{$", "$" + "{" * 100 + "}" * 100 + "$"]
     for name in names:
         write(tmp_path / "runs" / name / "run", [session("aaa")], 10.0)
     out = tmp_path / "runs.csv"

@@ -194,10 +194,12 @@ def test_timescales_command(tmp_path, run_cli):
     for name, old, new in (
         ("t", "tau_mem", "tau_cup"), ("t", ",at,", ",near,"), ("t-runs", "1024,", "1025,"), ("t", "steps", "weeks"),
         ("t", ",seeds,3,", ",seeds,0,"), ("t", ",tau_gen,", ",tau_gen,-"), ("t", "64,", f"{2**64},"),
+        ("t", "256,tau_mem", "64,tau_mem"), ("t-runs", ",1,1000.0,", ",1,-1000.0,"), ("t-runs", "64,2,", "64,1,"),
     ):  # fmt: skip
         for suffix in ("", "-runs"):
-            lines = (tmp_path / f"t{suffix}.csv").read_text()
+            lines = before = (tmp_path / f"t{suffix}.csv").read_text()
             lines = lines.replace(old, new) if name == f"t{suffix}" else lines
+            assert (lines != before) == (name == f"t{suffix}")
             (tmp_path / f"other{suffix}.csv").write_text(lines)
         wrong = ["timescales", f"--from-csv={tmp_path}/other.csv", f"--out={tmp_path}/other.png"]
         assert "no table that emm.py timescales has written" in run_cli(cli.main, wrong, code=1).stderr
@@ -252,8 +254,12 @@ def test_trajectory_with_quality(tmp_path, run_cli):
         (",1.5\n", ",inf\n"),
         (",64,", ",0,"),
         (",64,", f",{2**64},"),
+        (f",{rows[0]['ratio']},", ",7.5,"),
+        (f",{rows[0]['ratio']},", ",-1,"),
     ):
-        (tmp_path / "other.csv").write_text((tmp_path / "t.csv").read_text().replace(old, new))
+        before = (tmp_path / "t.csv").read_text()
+        assert old in before
+        (tmp_path / "other.csv").write_text(before.replace(old, new, 1 if "7.5" in new or "-1" in new else -1))
         wrong = ["trajectory", f"--from-csv={tmp_path}/other.csv", f"--out={tmp_path}/other.png"]
         assert "no table that emm.py trajectory has written" in run_cli(cli.main, wrong, code=1).stderr
     path = root / "64-seed1" / "mem_traj.jsonl"

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.util import atomic_write
 from memorization.curve.tables import count, read_csv, reading_table
 from memorization.stats.timing import Answer
@@ -128,7 +128,7 @@ def read_summary(folder: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     check_same(settings, folder)
     try:
-        summary = parse_json(path.read_bytes())
+        summary = parse_json(read_regular(path))
         for group in ("outlier", "duplicate"):
             answers = summary["false_positives"][group]
             if not all(isinstance(n, int) and n >= 0 for n in answers.values()) or not sum(answers.values()):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.locks import file_lock
 from dnnlib.util import atomic_write, check_folder
 from dnnlib.versions import versions
@@ -350,7 +350,7 @@ def check_same(settings: Settings, folder: Path) -> None:
             raise ValueError(f'"{folder}" holds a {STATE} without its {OPTIONS}; name another folder.')
         return
     try:
-        found = parse_json(path.read_bytes())["settings"]
+        found = parse_json(read_regular(path))["settings"]
         differing = [
             f"{key} {found.get(key)} there, {value} here"
             for key, value in settings.record().items()

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.repeats import image_digest
 from memorization.curve.factors import differing_options
 from memorization.curve.tables import count, number, read_csv, reading_table
@@ -137,7 +137,8 @@ def read_agreement_csv(path: str | os.PathLike) -> list[dict[str, Any]]:
         rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in read_csv(path)]
         for row in rows:
             ordered = all(row[f"{name}_q1"] <= row[name] <= row[f"{name}_q3"] for name in DRAWN)
-            if not (ordered and min(row["size_a"], row["size_b"], row["images"]) > 0):
+            inside = row["ci_low"] <= row["difference"] <= row["ci_high"] and 0 <= row["share_nearer"] <= 1
+            if not (ordered and inside and min(row["size_a"], row["size_b"], row["images"]) > 0):
                 raise ValueError("numbers that are none of an agreement")
         if not rows:
             raise ValueError("no rows")
@@ -159,7 +160,7 @@ def open_network(run_dir: str | os.PathLike, kimg: int | None, device: torch.dev
         raise ValueError(f'"{folder}" has {there}{"" if kimg is None else f", and none at {kimg}"}.')
     path = trained[max(trained) if kimg is None else kimg]
     try:
-        options = parse_json((folder / OPTIONS).read_bytes())
+        options = parse_json(read_regular(folder / OPTIONS))
         data = options["dataset_kwargs"]
         images = ImageFolderDataset(data["path"], xflip=bool(data.get("xflip"))).images()
         digest = options.get("dataset_sha256")

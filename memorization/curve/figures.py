@@ -58,7 +58,7 @@ def curve_figure(
     if several and len({p.size for line in lines for p in line.points}) == 1:
         _over_values(lines, path, by, title)
         return
-    labels = [f"{line.name}:  {line.emm.place}  {line.emm_interval}" for line in lines]
+    labels = [_label(f"{line.name}:  {line.emm.place}  {line.emm_interval}") for line in lines]
     fig = _figure(labels)
     ax = fig.subplots()
     sizes = np.unique([p.size for line in lines for p in line.points]).astype(float)
@@ -100,8 +100,8 @@ def curve_figure(
 def _path(line: Line) -> tuple[np.ndarray, np.ndarray]:
     """|D| and R_mem from point to point, each followed by _STEPS - 1 between it and the next, straight as EMM is read.
 
-    A ratio of 0 or 1 has no finite logit; between the points half an image stands for none. Between equal ratios the
-    line is level.
+    A ratio of 0 or 1 has no finite logit; between the points half an image stands for none, of the most images that
+    any point has. Between equal ratios the line is level.
     """
     number = np.arange(_STEPS * (len(line.points) - 1) + 1) / _STEPS
     known = np.arange(len(line.points))
@@ -109,7 +109,8 @@ def _path(line: Line) -> tuple[np.ndarray, np.ndarray]:
     sizes = np.exp(np.interp(number, known, np.log([p.size for p in line.points])))
     if line.interpolation == "linear":
         return sizes, np.interp(number, known, ratio)
-    half = np.maximum(0.5 / samples, 1e-15)
+    inside = ratio[(0 < ratio) & (ratio < 1)]
+    half = max(min([0.5 / samples.max(), *inside, *(1 - inside)]), 1e-15)
     bounded = np.clip(ratio, half, 1 - half)
     path = 1 / (1 + np.exp(-np.interp(number, known, np.log(bounded / (1 - bounded)))))
     path[::_STEPS] = ratio
@@ -187,7 +188,7 @@ def trajectory_figure(
         _level_line(ax, 100 * level)
     values = [t.value if len({t.size for t in trajectories}) == 1 else t.size for t in trajectories]
     for t, style in zip(trajectories, line_styles(values)):
-        _band(ax, t.time, 100 * t.ratio, 100 * t.low, 100 * t.high, style, t.name)
+        _band(ax, t.time, 100 * t.ratio, 100 * t.low, 100 * t.high, style, _label(t.name))
         if two and t.quality is not None:
             _band(axes[1], t.quality.time, t.quality.value, t.quality.low, t.quality.high, style, None)
     if two:
@@ -349,6 +350,11 @@ def _title(fig: Figure, ax: Axes, title: str | None, beside_legend: bool) -> Non
         ax.set_title(textwrap.fill(title, 52), fontsize=11)
     elif title:
         fig.suptitle(title, fontsize=11)
+
+
+def _label(text: str) -> str:
+    """For a legend, which leaves out what begins with an underscore."""
+    return f" {text}" if text.startswith("_") else text
 
 
 def _legend(fig: Figure, title: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dnnlib.limits import parse_json
 from dnnlib.util import atomic_write
 from dnnlib.versions import versions
 from memorization.curve.emm import emm_text, parse_emm
@@ -72,7 +73,7 @@ def read_curve_csv(path: str | os.PathLike) -> list[Line]:
         rows = read_csv(path)
         groups = grouped(rows, "line", "value")
         same_in_all(rows, "level", "confidence", "interpolation")
-        return [_line(name, json.loads(value), group) for (name, value), group in groups.items()]
+        return [_line(name, parse_json(value), group) for (name, value), group in groups.items()]
 
 
 def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
@@ -83,6 +84,8 @@ def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
         epochs, ratio, low, high = (float(row[key]) for key in ("epochs", "ratio", "ci_low", "ci_high"))
         if not (size > 0 and runs > 0 and 0 <= memorized <= samples > 0 and 0 <= low <= ratio <= high <= 1):
             raise ValueError("numbers that are none of a curve")
+        if not 0 <= epochs < math.inf or (points and size <= points[-1].size):
+            raise ValueError("epochs that are none, or sizes that do not ascend")
         seeds = {"seeds": True, IMAGES: False}[row["interval_of"]]
         points.append(CurvePoint(size, epochs, ratio, low, high, memorized, samples, runs, seeds_known=seeds))
     level, confidence = float(first["level"]), float(first["confidence"])
@@ -151,7 +154,7 @@ def read_trajectory_csv(path: str | os.PathLike) -> TrajectoryTable:
     """
     with reading_table(path, "emm.py trajectory"):
         rows = read_csv(path)
-        groups = list(grouped(rows, "line", "size").values())
+        groups = list(grouped(rows, "line", "size", "value").values())
         same_in_all(rows, "level", "measure", "heldout")
         found = [_trajectory(rows) for rows in groups]
         first = groups[0][0]
@@ -166,17 +169,17 @@ def read_trajectory_csv(path: str | os.PathLike) -> TrajectoryTable:
 
 def _trajectory(rows: Sequence[dict[str, str]]) -> Trajectory:
     first = rows[0]
-    same_in_all(rows, "runs", "value")
+    same_in_all(rows, "runs")
     size, runs = count(first["size"]), count(first["runs"])
     [axis] = [name for name in AXES if name in first]
     ratio = _read_band(rows, axis, ("ratio", "low", "high"))
     quality = _read_band(rows, axis, QUALITY_COLUMNS[:3]) if QUALITY_COLUMNS[0] in first else None
-    if ratio is None or not (ratio.low.min() >= 0 and ratio.high.max() <= 1):
+    if ratio is None or not (ratio.low.min() >= 0 and ratio.high.max() <= 1) or not _ordered(ratio):
         raise ValueError("numbers that are none of a trajectory")
-    if min(runs, size) < 1 or ratio.time[0] < 0:
+    if min(runs, size) < 1 or ratio.time[0] < 0 or (quality is not None and quality.time[0] < 0):
         raise ValueError("numbers that are none of a trajectory")
     return Trajectory(
-        json.loads(first["value"]), size, first["line"], (), ratio.time, ratio.value, ratio.low,
+        parse_json(first["value"]), size, first["line"], (), ratio.time, ratio.value, ratio.low,
         ratio.high, axis, quality, runs,
     )  # fmt: skip
 
@@ -190,6 +193,11 @@ def _read_band(rows: Sequence[dict[str, str]], axis: str, names: Sequence[str]) 
     if not np.isfinite(kept).all() or (np.diff(band.time) <= 0).any():
         raise ValueError("times that do not ascend, or numbers that are none")
     return band
+
+
+def _ordered(band: Band) -> bool:
+    """Whether the band holds its line, up to the rounding of a mean."""
+    return bool((band.low <= band.value + 1e-9).all() and (band.value <= band.high + 1e-9).all())
 
 
 def _quality_rows(band: Band) -> list[list[float]]:

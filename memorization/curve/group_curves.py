@@ -330,6 +330,9 @@ def half_epoch(points: Sequence[GroupPoint]) -> float | None:
 
     None if the curve does not rise. If it still rises at the end, that is half of what was seen.
     """
+    points = [p for p in points if p.epochs > 0]
+    if not points:
+        return None
     epochs = np.array([p.epochs for p in points])
     fit = RiseFits(epochs, np.ones(len(epochs))).best(np.array([[p.share for p in points]]))[0]
     return fit.half if fit.level > 0 else None
@@ -350,12 +353,14 @@ def group_timing(runs: Sequence[GroupRun], group: str) -> tuple[Timing, dict[int
     strata, sizes = [], []
     for size, some in by_size(runs).items():
         if all(name in run.curves for run in some for name in ("inlier", group)):
+            epochs = np.array([p.epochs for p in some[0].curves[group]])
+            trained = epochs > 0
             counts = [
-                np.array([[p.num_memorized / p.num_samples for p in run.curves[name]] for run in some])
+                np.array([[p.num_memorized / p.num_samples for p in run.curves[name]] for run in some])[:, trained]
                 for name in (group, "inlier")
             ]
-            epochs = np.array([p.epochs for p in some[0].curves[group]])
-            strata.append((epochs, (counts[0], None), (counts[1], None)))
-            sizes.append(size)
+            if trained.any():
+                strata.append((epochs[trained], (counts[0], None), (counts[1], None)))
+                sizes.append(size)
     timing, units = strata_test(strata)
     return timing, dict(zip(sizes, units))

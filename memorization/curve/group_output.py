@@ -196,7 +196,10 @@ def read_group_runs(path: str | os.PathLike) -> list[GroupRun]:
             if math.isinf(point.epochs):
                 run.optimum[row["group"]] = point
             else:
-                run.curves.setdefault(row["group"], []).append(point)
+                points = run.curves.setdefault(row["group"], [])
+                if points and point.kimg <= points[-1].kimg:
+                    raise ValueError("snapshots that do not ascend")
+                points.append(point)
         if not runs or not all(run.curves for run in runs.values()):
             raise ValueError("no rows")
         return list(runs.values())
@@ -212,6 +215,11 @@ def _point(row: dict[str, str], total: int) -> GroupPoint:
         kimg, epochs, total=total, radius=radius, held_radius=held_radius, **counts, **control
     )  # fmt: skip
     _ = point.interval, point.held_interval  # refuses counts that are none
+    held = [row[name] == "" for name in ("held_images", "held_counted", "held_copied")]
+    if not 0 <= kimg or not 0 <= epochs or point.num_replayed > point.num_training or len(set(held)) > 1:
+        raise ValueError("counts that are none")
+    if point.held_images is not None and point.held_copied > point.held_images:
+        raise ValueError("counts that are none")
     return point
 
 

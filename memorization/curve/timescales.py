@@ -1,13 +1,15 @@
 """The two clocks of a study: when runs of each |D| generate well, and when they begin to copy."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from dnnlib.limits import parse_json
 from memorization.curve.factors import differing_options, readable
-from memorization.curve.lines import AXES, axis_time, by_value
+from memorization.curve.lines import AXES, axis_time, by_value, plain_value
 from memorization.curve.quality import RunQuality, quality_notes, run_quality
 from memorization.curve.tables import count, grouped, number, same_in_all
 from memorization.runs import Run
@@ -29,9 +31,9 @@ LEVEL, TOLERANCE = 0.1, 0.1
 TIMESCALE_COLUMNS = (
     "line", "size", "quantity", "time", "bound", "low", "low_bound", "high", "high_bound", "interval_of", "runs",
     "axis",
-    "reached", "level", "tolerance", "measure", "slope", "slope_low", "slope_high", "slope_constant",
+    "reached", "level", "tolerance", "measure", "slope", "slope_low", "slope_high", "slope_constant", "value",
 )  # fmt: skip
-RUN_COLUMNS = ("line", "size", "run", "time", "ratio")  # R_mem of each run over the training
+RUN_COLUMNS = ("line", "size", "run", "time", "ratio", "value")  # R_mem of each run over the training
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def timescale_rows(found: Sequence[Timescales]) -> list[list[Any]]:
             s.high.verdict, "images only" if s.images_only else "seeds", s.num_runs, t.axis, s.reached, t.level,
             t.tolerance, t.measure or "",
             *(("", "", "", "") if (x := clock.slope) is None else (x.value, x.low, x.high, x.constant)),
+            json.dumps(plain_value(t.value)),
         ]
         for t in found for clock in t.clocks for s in clock.sizes
     ]  # fmt: skip
@@ -187,7 +190,7 @@ def timescale_rows(found: Sequence[Timescales]) -> list[list[Any]]:
 def run_rows(found: Sequence[Timescales]) -> list[list[Any]]:
     """Rows for a CSV, by `RUN_COLUMNS`; runs of a size are counted from 1."""
     return [
-        [t.name, size, number, *point]
+        [t.name, size, number, *point, json.dumps(plain_value(t.value))]
         for t in found
         for size, curves in sorted(t.curves.items())
         for number, curve in enumerate(curves, start=1)
@@ -205,18 +208,14 @@ def read_timescales(rows: Sequence[dict[str, str]], runs: Sequence[dict[str, str
     """
     found = []
     same_in_all(rows, "axis", "level", "tolerance")
-    for (name,), own in grouped(rows, "line").items():
+    key = ("line", "value") if "value" in rows[0] else ("line",)  # older tables say no value
+    lines, courses = grouped(rows, *key), grouped(runs, *key)
+    if lines.keys() != courses.keys():
+        raise ValueError("runs of other lines")
+    for (name, *value), own in lines.items():
         same_in_all(own, "measure")
         clocks = {quantity: _read_clock(quantity, part) for (quantity,), part in grouped(own, "quantity").items()}
-        points: dict[int, dict[str, list[tuple[float, float]]]] = {}
-        for row in runs:
-            if row["line"] == name:
-                point = number(row["time"]), number(row["ratio"])
-                points.setdefault(count(row["size"]), {}).setdefault(row["run"], []).append(point)
-        curves = {
-            size: [tuple(np.array(values) for values in zip(*curve)) for curve in each.values()]
-            for size, each in points.items()
-        }
+        curves = _read_courses(courses[name, *value])
         if not clocks.keys() <= {"tau_gen", "tau_mem"} or {s.size for s in clocks["tau_mem"].sizes} != curves.keys():
             raise ValueError("other quantities or sizes")
         level, tolerance = number(own[0]["level"]), number(own[0]["tolerance"])
@@ -224,11 +223,22 @@ def read_timescales(rows: Sequence[dict[str, str]], runs: Sequence[dict[str, str
             raise ValueError("no axis, level or tolerance")
         found.append(
             Timescales(
-                None, name, (), own[0]["axis"], level, tolerance, own[0]["measure"] or None, clocks["tau_mem"],
-                clocks.get("tau_gen"), curves,
+                parse_json(value[0]) if value else None, name, (), own[0]["axis"], level, tolerance,
+                own[0]["measure"] or None, clocks["tau_mem"], clocks.get("tau_gen"), curves,
             )
         )  # fmt: skip
     return found
+
+
+def _read_courses(rows: Sequence[dict[str, str]]) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
+    """|D| -> (time, R_mem) of each run."""
+    curves: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for (size, _), points in grouped(rows, "size", "run").items():
+        time, ratio = np.array([[number(row["time"]), number(row["ratio"])] for row in points]).T
+        if time[0] < 0 or (np.diff(time) <= 0).any() or ratio.min() < 0 or ratio.max() > 1:
+            raise ValueError("times that do not ascend, or ratios that are none")
+        curves.setdefault(count(size), []).append((time, ratio))
+    return curves
 
 
 def _read_clock(name: str, rows: Sequence[dict[str, str]]) -> Clock:
@@ -245,6 +255,8 @@ def _read_clock(name: str, rows: Sequence[dict[str, str]]) -> Clock:
             raise ValueError("counts that are none")
         if min(end.value for end in ends) <= 0:
             raise ValueError("times that are none")
+        if sizes and size <= sizes[-1].size:
+            raise ValueError("sizes that do not ascend")
         only = {"seeds": False, "images only": True}[row["interval_of"]]
         sizes.append(SizeTime(size, (), *ends, only, reached, runs))
     slope = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.util import fetch
 from memorization.measure.samples import Fit, Samples
 from torch_utils import distributed as dist
@@ -168,7 +168,7 @@ def _subjects(snapshots: list[tuple[int, Path]], device: torch.device | str) -> 
 def _total_kimg(path: Path) -> float | None:
     """Duration of a run by its options, None where they are not there or do not say."""
     try:
-        return float(parse_json(path.read_bytes())["total_kimg"])
+        return float(parse_json(read_regular(path))["total_kimg"])
     except (FileNotFoundError, KeyError):
         return None
     except (ValueError, TypeError) as err:
@@ -182,7 +182,7 @@ def trained_images(run_dir: str | os.PathLike) -> tuple[str, str, int] | None:
     have that of a listing of files).
     """
     try:
-        options = parse_json((Path(run_dir) / _OPTIONS).read_bytes())
+        options = parse_json(read_regular(Path(run_dir) / _OPTIONS))
         digest, data = options["dataset_sha256"], options["dataset_kwargs"]
         if not isinstance(digest, str) or digest.startswith("listing:"):
             return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import PIL.Image
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import check_regular, parse_json
 from memorization.runs import OTHER_MEASUREMENTS, RUN_FOLDERS, Run, find_runs, other_measurements, read_run
 from memorization.selection import select_runs
 
@@ -96,6 +96,7 @@ def find_pictures(
     for path in sorted(p for folder in _folders(root, runs) for p in folder.glob("*.png") if not p.stem.isdigit()):
         name = _name(path, root)
         try:
+            check_regular(path)
             size = path.stat().st_size
             if size > min(each, room):
                 limit = f"larger than {each >> 20} MiB" if size > each else f"beyond {total >> 20} MiB in all"

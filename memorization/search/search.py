@@ -18,7 +18,7 @@ from scipy.special import ndtri
 from dataset_utils.convert import source_sha256, write_dataset
 from dataset_utils.sources import is_builtin, open_source
 from dataset_utils.subsets import balanced, class_members
-from dnnlib.limits import parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.util import atomic_write, parse_int_list, script_path
 from memorization.curve.emm import Emm, emm_at
 from memorization.curve.lines import by_size
@@ -219,7 +219,7 @@ class Plan:
     def _read(self) -> None:
         old = False
         try:
-            content = parse_json(self.path.read_bytes())
+            content = parse_json(read_regular(self.path))
             old = content["format"] == 1
             if content["format"] != FORMAT_VERSION:
                 raise ValueError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dnnlib.cli import describe_error
-from dnnlib.limits import parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.util import atomic_write, check_folder
 from torch_utils import distributed as dist
 from training.run.checkpoint import list_states
@@ -81,7 +81,7 @@ def refuse_another_run(run_dir: Path, resumed: Path | None, latest: bool, conten
 
 def _is_of_other_images(run_dir: Path, content: dict[str, Any]) -> bool:
     try:
-        recorded = parse_json((run_dir / OPTIONS).read_bytes())
+        recorded = parse_json(read_regular(run_dir / OPTIONS))
         return any(None not in (value, recorded.get(key)) and value != recorded[key] for key, value in content.items())
     except (OSError, ValueError, AttributeError):
         return False

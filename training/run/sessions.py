@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.versions import versions
 from torch_utils import distributed as dist
 from training.run.run_dir import OPTIONS
@@ -32,7 +32,7 @@ def earlier_sessions(run_dir: Path, state: Path | None) -> list[dict[str, Any]]:
     if state is None or state.resolve().parent != run_dir.resolve():
         return []
     try:
-        options = parse_json((run_dir / OPTIONS).read_bytes())
+        options = parse_json(read_regular(run_dir / OPTIONS))
     except (OSError, ValueError):
         options = {}
     return recorded_sessions(options)

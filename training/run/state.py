@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dnnlib.limits import parse_json
+from dnnlib.limits import parse_json, read_regular
 from dnnlib.util import atomic_write
 
 NAME = "run-state.json"
@@ -46,7 +46,7 @@ def read_run_state(run_dir: str | os.PathLike) -> dict[str, Any] | None:
     """
     path = Path(run_dir) / NAME
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except FileNotFoundError:
         return None
     try:

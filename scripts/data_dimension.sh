@@ -12,7 +12,7 @@ esac
 for resolution in $RESOLUTIONS; do
     for size in $SIZES; do
         name=dimension-$resolution-$size.zip
-        dataset "$name" dataset_utils/dataset_dimension.py --source="$SOURCE" --max-images="$size" \
+        dataset "$name" dataset_utils/dataset_dimension.py --source="$SOURCE" --max-images="$size" --uneven \
             --resolution="${resolution}x$resolution"
         shape=$resolution,${shape#*,} study "${resolution}x$resolution" "$size" "$DATASETS/$name" --attn-resolutions=$((resolution / 2))
     done

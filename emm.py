@@ -890,7 +890,8 @@ def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
     for folder, reason in left_out.items():
         click.echo(f"Left out: {folder} ({reason}).", err=True)
     if not found:
-        raise click.ClickException("No measured run found; train with train.py and measure with mem_ratio.py.")
+        why = "".join(f": {folder} ({reason})" for folder, reason in left_out.items()) if len(left_out) == 1 else ""
+        raise click.ClickException(f"No measured run found{why}; train with train.py and measure with mem_ratio.py.")
     points = []
     for run in found:
         try:

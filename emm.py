@@ -215,8 +215,11 @@ def curve(
         refuse_beside_table(("level", "seed_sd", "interpolation", "keep", "against"), "--by, --title and --out")
         if len(lines := read_curve_csv(from_csv)) > 1 and by is None:
             raise click.UsageError(f'"{from_csv}" has {len(lines)} lines; say --by, the factor that they are of.')
-        for note in line_notes(lines, by):
-            click.echo(f"Note: {note}.", err=True)
+        notes = line_notes(lines, by)
+        for note in notes:
+            click.echo(printable(f"Note: {note}."), err=True)
+        if notes:
+            click.echo("Note: options that a note names are for a curve that is drawn from its runs.", err=True)
         print_curves(lines, by)
         curve_figure(lines, out, by=by, title=title)
         click.echo(f"Figure: {out}")
@@ -235,7 +238,7 @@ def curve(
         notes.append("some ratios are of adaptive measurements, which stop early: sure on the side of their bar only")
     found = effects(lines, against) if against is not None else []
     for note in notes:
-        click.echo(f"Note: {note}.", err=True)
+        click.echo(printable(f"Note: {note}."), err=True)
 
     print_curves(lines, by)
     if found:
@@ -343,7 +346,7 @@ def trajectory(
     for line in lines:
         warn_about(line.differing, line.name)
     for note in [*notes, *selection.remarks]:
-        click.echo(f"Note: {note}.", err=True)
+        click.echo(printable(f"Note: {note}."), err=True)
 
     measure = MEASURES[known[0].measure] if known else None
     print_trajectories(lines, measure)
@@ -437,7 +440,7 @@ def timescales(
         notes.append("no quality was measured, and there is no tau_gen; see mem_ratio.py --quality")
     notes += selection.remarks
     for note in notes:
-        click.echo(f"Note: {note}.", err=True)
+        click.echo(printable(f"Note: {note}."), err=True)
     print_timescales(found, by)
     timescales_figure(found, out, title=title)
     write_csv(TIMESCALE_COLUMNS, timescale_rows(found), table)
@@ -488,7 +491,7 @@ def compare(runs: tuple[str, str], kimg: int | None, confidence: float, out: str
         f"{' of pairs' if d.paired else ''}, p = {d.p_value:.2g} ({d.test})"
     )
     for note in found.notes:
-        click.echo(f"Note: {note}.")
+        click.echo(printable(f"Note: {note}."))
     for side, path in zip(found.sides, tables):
         write_distances(side, path)
         click.echo(f"Table:  {path}")
@@ -574,7 +577,7 @@ def agreement(
     finally:
         distributed.shutdown()
     for note in dict.fromkeys(note for f in found for note in f.notes):
-        click.echo(f"Note: {note}.", err=True)
+        click.echo(printable(f"Note: {note}."), err=True)
     if len(found) == 1:
         agreement_figure(found[0], out, title=title)
     else:
@@ -658,7 +661,7 @@ def report(
     for name, reason in found.left_out.items():
         click.echo(f"Left out: {name} ({reason}).", err=True)
     for note in found.notes:
-        click.echo(f"Note: {note}.", err=True)
+        click.echo(printable(f"Note: {note}."), err=True)
     given = {"out": out, "by": by, "title": title, "level": f"{level:g}", "seed-sd": seed_sd}
     command = ["python", "emm.py", "report", folder, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
     command += [f"--keep={path}" for path in keep]
@@ -715,7 +718,7 @@ def list_origins(folders: tuple[str, ...], per_run: bool, out: str | None) -> No
             else:
                 found.append((folder, run))
     for path, reason in left_out.items():
-        click.echo(f"Left out: {path} ({reason}).", err=True)
+        click.echo(printable(f"Left out: {path} ({reason})."), err=True)
     if not found:
         raise click.ClickException("No run found; train with train.py and measure with mem_ratio.py.")
     if per_run:
@@ -888,7 +891,7 @@ def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
     """The measured runs at and below the paths, and {folder: reason} of those left out, which are reported."""
     found, left_out = find_runs(paths)
     for folder, reason in left_out.items():
-        click.echo(f"Left out: {folder} ({reason}).", err=True)
+        click.echo(printable(f"Left out: {folder} ({reason})."), err=True)
     if not found:
         why = "".join(f": {folder} ({reason})" for folder, reason in left_out.items()) if len(left_out) == 1 else ""
         raise click.ClickException(f"No measured run found{why}; train with train.py and measure with mem_ratio.py.")
@@ -900,7 +903,7 @@ def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
             if len(found) == 1:
                 raise
             left_out[run] = str(err)
-            click.echo(f"Left out: {run} ({err})", err=True)
+            click.echo(printable(f"Left out: {run} ({err})"), err=True)
     if not points:
         raise click.ClickException("None of the measured runs can be read.")
     return points, {str(folder): reason for folder, reason in left_out.items()}
@@ -991,7 +994,7 @@ def print_timescales(found: Sequence[Timescales], by: str | None) -> None:
     """A row per |D| and clock, then the slopes."""
     for t in found:
         if t.name:
-            click.echo(f"{by} = {t.name}" if by else t.name)
+            click.echo(printable(f"{by} = {t.name}" if by else t.name))
         what = f"tau_mem: R_mem {100 * t.level:g} %"
         if t.measure is not None:
             what = f"tau_gen: {t.measure} within {100 * t.tolerance:g} % of its best; {what}"

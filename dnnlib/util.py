@@ -81,9 +81,15 @@ def format_time(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Text in which control characters, and bytes of names that are not UTF-8, are escapes: ``\\r``, ``\\udcff``."""
+    """Text in which what cannot be printed is an escape: a control character ``\\r``, a byte that is not UTF-8 ``\\udcff``.
+
+    Joiners of letters and emoji stay as they are.
+    """
     odd = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in odd and c not in "\u200c\u200d" else c
+        for c in text
+    )
 
 
 # ----------------------------------------------------------------------------

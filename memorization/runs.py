@@ -347,7 +347,8 @@ def find_runs(paths: Iterable[str | os.PathLike]) -> tuple[list[Path], dict[Path
     Returns
     -------
     runs : measured run folders, sorted, each once, by whatever names its folder was given.
-    left_out : other folders that look like runs (options or snapshots), each with the reason.
+    left_out : other folders that look like runs (options, snapshots, or measurements that cannot be read), each with
+        the reason.
 
     Raises
     ------

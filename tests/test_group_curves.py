@@ -226,6 +226,33 @@ def test_command_draws_and_tells(run, run_cli, tmp_path):
         assert image.width > 1000
 
 
+def test_what_was_measured_before_training_does_not_time_it(tmp_path, run_cli):
+    """Epoch 0 has no logarithm; the timing is that of the later snapshots. One snapshot under two names counts once."""
+    later = {
+        kimg: {"inlier": row(40 * kimg, 140, 70, 20 * kimg), "outlier": row(5 * kimg, 20, 5, kimg)}
+        for kimg in (1, 2, 3)
+    }
+    before = {0: {"inlier": row(0, 140, 70, 0), "outlier": row(0, 20, 5, 0)}}
+    runs = {}
+    for name, groups in (("later", later), ("all", before | later)):
+        path = groups_run(tmp_path / name, groups)
+        records = (path / "mem_traj.jsonl").read_text()
+        copies = records.replace(".safetensors", ".pkl") if name == "all" else ""
+        (path / "mem_traj.jsonl").write_text(records + copies)
+        runs[name] = group_run(read_run(path))
+    assert [p.kimg for p in runs["all"].curves["inlier"]] == [0, 1, 2, 3]
+    for group in ("inlier", "outlier"):
+        half = half_epoch(runs["later"].curves[group])
+        assert half is not None and half_epoch(runs["all"].curves[group]) == half
+        assert half_epoch(runs["all"].curves[group][:1]) is None
+    timings = [group_timing([runs[name]] * 6, "outlier") for name in ("later", "all")]
+    assert timings[0] == timings[1] and timings[0][1] == {100: 6}
+    out = tmp_path / "a.png"
+    run_cli(outlier_study.main, ["images", tmp_path / "all", f"--out={out}"])
+    run_cli(outlier_study.main, ["images", f"--from-csv={tmp_path / 'a.csv'}", f"--out={tmp_path / 'b.png'}"])
+    assert (tmp_path / "b.png").read_bytes() == out.read_bytes()
+
+
 def test_figure_again_from_its_table(run, run_cli, tmp_path):
     first, again = tmp_path / "a.png", tmp_path / "b.png"
     text = run_cli(outlier_study.main, ["images", run, f"--out={first}"]).output

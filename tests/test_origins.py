@@ -225,7 +225,7 @@ def test_damaged_measurements_of_other_images_leave_out_their_folder_alone(tmp_p
 
 
 def test_names_of_folders_that_are_no_text(tmp_path, run_cli):
-    """They are read from the table as they are, and drawn so that no two look alike, again from the table, too."""
+    """They are read from the table as they are, and drawn from it as at first."""
     names = [os.fsdecode(b"a\xff"), "b\rc", "b\\rc", "d\ne", 'f,"g', "h$\\bad{$", "$" + "{" * 100 + "}" * 100 + "$"]
     for name in names:
         write(tmp_path / "runs" / name / "run", [session("aaa")], 10.0)

@@ -90,7 +90,7 @@ def read_table(path: str | os.PathLike) -> Curves:
             sizes=column("training_points", count, True)[0], originals=column("points", count, True),
             generated=generated.pop(), in_shares=by == {"share"},
         )  # fmt: skip
-        if curves.generated < 1 or (curves.memorized < 0).any() or (curves.nearest < curves.memorized).any():
+        if curves.generated < 1 or (curves.nearest < curves.memorized).any():
             raise ValueError("counts")
         return curves
 

@@ -82,7 +82,7 @@ def _line(name: str, value: Any, rows: Sequence[dict[str, str]]) -> Line:
     for row in rows:
         size, memorized, samples, runs = (count(row[key]) for key in ("size", "num_memorized", "num_samples", "runs"))
         epochs, ratio, low, high = (float(row[key]) for key in ("epochs", "ratio", "ci_low", "ci_high"))
-        if not (size > 0 and runs > 0 and 0 <= memorized <= samples > 0 and 0 <= low <= ratio <= high <= 1):
+        if not (size > 0 and runs > 0 and memorized <= samples > 0 and 0 <= low <= ratio <= high <= 1):
             raise ValueError("numbers that are none of a curve")
         if not 0 <= epochs < math.inf or (points and size <= points[-1].size):
             raise ValueError("epochs that are none, or sizes that do not ascend")

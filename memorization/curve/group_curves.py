@@ -122,7 +122,7 @@ def group_records(run: Run) -> list[dict[str, Any]]:
     """The records of a run that `group_run` is made of, in the order of training.
 
     Of several ways in which the snapshots were measured (seeds, reference, ...) the one with the most snapshots
-    counts, of equal ones the last.
+    counts, of equal ones the last; of several records at one time (one snapshot under two names) the last.
 
     Raises
     ------
@@ -135,7 +135,8 @@ def group_records(run: Run) -> list[dict[str, Any]]:
             f'"{jsonl_path(run.path / LOG)}" has no groups; make the set with dataset_utils/dataset_inject.py and '
             "measure the run with it."
         )
-    return sorted(max(reversed(ways), key=len), key=lambda r: r["kimg"])
+    chosen = {record["kimg"]: record for record in max(reversed(ways), key=len)}
+    return [chosen[kimg] for kimg in sorted(chosen)]
 
 
 def group_run(run: Run) -> GroupRun:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Batch size (published Table 1), with the learning rate in proportion to it.
+# Batch size (published Table 1), with the learning rate in proportion to it, unless TRAIN says one, or RATES several.
 # Usage: SCALE=small scripts/train_batch.sh; the variables are explained in scripts/study.sh, but for
 #   LR    learning rate of the basic batch size, 512 at paper scale and else 16    [that of the basic setting]
 source "$(dirname "$0")/study.sh"
@@ -22,4 +22,8 @@ for batch in $BATCHES; do
     done
 done
 TITLE="Batch size, learning rate in proportion"
+if [[ -n $RATES || " $TRAIN" =~ " --lr"[=\ ] ]]; then
+    TITLE="Batch size, learning rate not in proportion"
+    echo "The learning rates of the batch sizes are not in proportion: RATES or TRAIN says them."
+fi
 finish batch_size "$basic_batch"

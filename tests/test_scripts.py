@@ -160,6 +160,8 @@ def test_wrong_values_are_refused():
         assert f'LR="{wrong}": "{wrong}" is no learning rate' in text
     for both in ({"RATES": "1e-2"}, {"RATES": "", "TRAIN": "--lr=1e-3"}):
         assert "choose one of the two" in shell("train_batch", env | {"LR": "1e-3"} | both, code=2)
+        assert "are not in proportion" in shell("train_batch", env | both | {"PREPARE": "1"})
+    assert "proportion" not in shell("train_batch", env | {"RATES": "", "TRAIN": "", "PREPARE": "1"})
     text = shell("model_width", env | {"RATES": "", "AGAINST": "17"}, code=2)
     assert "AGAINST=17 is none of the values: 16 32 8" in text
     assert "choose small, medium or paper" in shell("model_width", {"SCALE": "large"}, code=2)

@@ -81,7 +81,7 @@ def format_time(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Text in which what cannot be printed is an escape: a control character ``\\r``, a byte that is not UTF-8 ``\\udcff``.
+    """Text in which what cannot be printed is an escape, such as ``\\r``, or ``\\udcff`` for a byte that is not UTF-8.
 
     Joiners of letters and emoji stay as they are.
     """

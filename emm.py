@@ -217,9 +217,9 @@ def curve(
             raise click.UsageError(f'"{from_csv}" has {len(lines)} lines; say --by, the factor that they are of.')
         notes = line_notes(lines, by)
         for note in notes:
-            click.echo(printable(f"Note: {note}."), err=True)
+            tell(f"Note: {note}.")
         if notes:
-            click.echo("Note: options that a note names are for a curve that is drawn from its runs.", err=True)
+            tell("Note: options that a note names are for a curve that is drawn from its runs.")
         print_curves(lines, by)
         curve_figure(lines, out, by=by, title=title)
         click.echo(f"Figure: {out}")
@@ -238,7 +238,7 @@ def curve(
         notes.append("some ratios are of adaptive measurements, which stop early: sure on the side of their bar only")
     found = effects(lines, against) if against is not None else []
     for note in notes:
-        click.echo(printable(f"Note: {note}."), err=True)
+        tell(f"Note: {note}.")
 
     print_curves(lines, by)
     if found:
@@ -346,7 +346,7 @@ def trajectory(
     for line in lines:
         warn_about(line.differing, line.name)
     for note in [*notes, *selection.remarks]:
-        click.echo(printable(f"Note: {note}."), err=True)
+        tell(f"Note: {note}.")
 
     measure = MEASURES[known[0].measure] if known else None
     print_trajectories(lines, measure)
@@ -440,7 +440,7 @@ def timescales(
         notes.append("no quality was measured, and there is no tau_gen; see mem_ratio.py --quality")
     notes += selection.remarks
     for note in notes:
-        click.echo(printable(f"Note: {note}."), err=True)
+        tell(f"Note: {note}.")
     print_timescales(found, by)
     timescales_figure(found, out, title=title)
     write_csv(TIMESCALE_COLUMNS, timescale_rows(found), table)
@@ -577,7 +577,7 @@ def agreement(
     finally:
         distributed.shutdown()
     for note in dict.fromkeys(note for f in found for note in f.notes):
-        click.echo(printable(f"Note: {note}."), err=True)
+        tell(f"Note: {note}.")
     if len(found) == 1:
         agreement_figure(found[0], out, title=title)
     else:
@@ -659,9 +659,9 @@ def report(
         by = only_factor(found)
     found = found.select(by, keep)
     for name, reason in found.left_out.items():
-        click.echo(f"Left out: {name} ({reason}).", err=True)
+        tell(f"Left out: {name} ({reason}).")
     for note in found.notes:
-        click.echo(printable(f"Note: {note}."), err=True)
+        tell(f"Note: {note}.")
     given = {"out": out, "by": by, "title": title, "level": f"{level:g}", "seed-sd": seed_sd}
     command = ["python", "emm.py", "report", folder, *(f"--{k}={v}" for k, v in given.items() if v is not None)]
     command += [f"--keep={path}" for path in keep]
@@ -718,7 +718,7 @@ def list_origins(folders: tuple[str, ...], per_run: bool, out: str | None) -> No
             else:
                 found.append((folder, run))
     for path, reason in left_out.items():
-        click.echo(printable(f"Left out: {path} ({reason})."), err=True)
+        tell(f"Left out: {path} ({reason}).")
     if not found:
         raise click.ClickException("No run found; train with train.py and measure with mem_ratio.py.")
     if per_run:
@@ -891,7 +891,7 @@ def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
     """The measured runs at and below the paths, and {folder: reason} of those left out, which are reported."""
     found, left_out = find_runs(paths)
     for folder, reason in left_out.items():
-        click.echo(printable(f"Left out: {folder} ({reason})."), err=True)
+        tell(f"Left out: {folder} ({reason}).")
     if not found:
         why = "".join(f": {folder} ({reason})" for folder, reason in left_out.items()) if len(left_out) == 1 else ""
         raise click.ClickException(f"No measured run found{why}; train with train.py and measure with mem_ratio.py.")
@@ -903,7 +903,7 @@ def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
             if len(found) == 1:
                 raise
             left_out[run] = str(err)
-            click.echo(printable(f"Left out: {run} ({err})"), err=True)
+            tell(f"Left out: {run} ({err})")
     if not points:
         raise click.ClickException("None of the measured runs can be read.")
     return points, {str(folder): reason for folder, reason in left_out.items()}
@@ -915,7 +915,7 @@ def selected(
     """The runs that count; the others are reported, and added to `left_out`."""
     selection = select_runs(runs, by, keep=keep, averaged=averaged)
     for folder, reason in as_text(selection.left_out).items():
-        click.echo(f"Left out: {folder} is {reason}; --keep={shlex.quote(folder)} takes it all the same.", err=True)
+        tell(f"Left out: {folder} is {reason}; --keep={shlex.quote(folder)} takes it all the same.")
         left_out[folder] = reason
     return selection
 
@@ -929,10 +929,15 @@ def as_text(reasons: dict[Path, str]) -> dict[str, str]:
     return {str(folder): reason for folder, reason in reasons.items()}
 
 
+def tell(text: str) -> None:
+    """A line of stderr, in which names of folders may hold anything."""
+    click.echo(printable(text), err=True)
+
+
 def warn_about(differing: Sequence[str], line: str) -> None:
     if differing:
         where = f"the runs of {line}" if line else "these runs"
-        click.echo(f"Note: {where} differ in more than |D| and seed: {', '.join(differing)}.", err=True)
+        tell(f"Note: {where} differ in more than |D| and seed: {', '.join(differing)}.")
 
 
 def print_curves(lines: Sequence[Line], by: str | None) -> None:

@@ -890,11 +890,12 @@ def search(**kwargs: Any) -> None:
 def read_runs(paths: Sequence[str]) -> tuple[list[Run], dict[str, str]]:
     """The measured runs at and below the paths, and {folder: reason} of those left out, which are reported."""
     found, left_out = find_runs(paths)
-    for folder, reason in left_out.items():
+    only = not found and len(left_out) == 1  # the error says it
+    for folder, reason in () if only else left_out.items():
         tell(f"Left out: {folder} ({reason}).")
     if not found:
-        why = "".join(f": {folder} ({reason})" for folder, reason in left_out.items()) if len(left_out) == 1 else ""
-        raise click.ClickException(f"No measured run found{why}; train with train.py and measure with mem_ratio.py.")
+        why = "".join(f": {folder} ({reason})" for folder, reason in left_out.items()) if only else ""
+        raise ValueError(f"No measured run found{why}; train with train.py and measure with mem_ratio.py.")
     points = []
     for run in found:
         try:

@@ -86,7 +86,7 @@ def option(name: str, kind: Any, default: Any, help: str, metavar: str | None = 
 @option("--arch", ["ddpmpp", "ncsnpp", "adm"], "ddpmpp", "U-Net: DDPM++, NCSN++ or ADM")
 @option("--precond", ["vp", "ve", "edm"], "edm", "Preconditioning, with its loss")
 # How.
-@option("--duration", POSITIVE, 200, "Training duration as if |D| were 50,000; epochs / 20; 1000 images at least", "MIMG")
+@option("--duration", POSITIVE, 200, "Duration as if |D| were 50,000; epochs / 20; 1000 images at least", "MIMG")
 @option("--total-kimg", KIMG, None, "Instead of --duration: so many thousand images, whatever |D| is", "KIMG")
 @option("--total-steps", STEPS, None, "Instead of --duration: so many steps, whatever |D| is", "INT")
 @option("--vp-steps", COUNT, None, "Train vp at so many discrete noise levels, as DDPM at 1000  [default: all]", "INT")

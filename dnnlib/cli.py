@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from dnnlib.util import parse_int_list
+from dnnlib.util import parse_int_list, printable
 
 
 class IntList(click.ParamType):
@@ -100,7 +100,7 @@ def report_errors(main: Callable) -> Callable:
             text = describe_error(err)
             if text is None or os.environ.get("DIFFMEM_TRACEBACK") == "1":
                 raise
-            message = " ".join(text.split())
+            message = printable(" ".join(text.split()))
             rank = int(os.environ.get("RANK", "0"))
             raise click.ClickException(f"[rank {rank}] {message}" if rank else message) from None
 

@@ -201,6 +201,9 @@ def test_a_run_whose_files_are_none_is_left_out_and_said(tmp_path, run_cli, name
         assert "Left out: 1 run folder" in result.stdout and str(tmp_path / "good") not in result.stderr
     with pytest.raises(OSError, match=name):
         read_run(tmp_path / "other")
+    (tmp_path / "other").rename(tmp_path / "e\x1b[31m")
+    text = run_cli(emm.main, ["curve", tmp_path / "e\x1b[31m"], code=1).stderr
+    assert "\x1b" not in text and text.count("e\\x1b[31m") == 1
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])

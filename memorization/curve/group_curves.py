@@ -135,8 +135,8 @@ def group_records(run: Run) -> list[dict[str, Any]]:
             f'"{jsonl_path(run.path / LOG)}" has no groups; make the set with dataset_utils/dataset_inject.py and '
             "measure the run with it."
         )
-    chosen = {record["kimg"]: record for record in max(reversed(ways), key=len)}
-    return [chosen[kimg] for kimg in sorted(chosen)]
+    by_time = [{record["kimg"]: record for record in way} for way in ways]
+    return [record for _, record in sorted(max(reversed(by_time), key=len).items())]
 
 
 def group_run(run: Run) -> GroupRun:
